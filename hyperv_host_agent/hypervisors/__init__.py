@@ -1,0 +1,1 @@
+"""Hypervisor backends: the VMs of one host."""

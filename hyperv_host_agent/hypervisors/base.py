@@ -1,0 +1,120 @@
+"""The port every hypervisor backend implements. Synchronous and thread-safe; calls may block: run them in threads."""
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from hyperv_host_agent.changes.base import ChangeSource
+from hyperv_host_agent.replication.cycle import DiskGeometry
+from hyperv_host_agent.store.base import AttachedDisk
+from twinsite.errors import Conflict, Failed, NotFound, Precondition
+
+
+class MachineMissing(NotFound):
+    public = "there is no VM {error.vm_id} on this host"
+    next_step = "twinsite vm list"
+
+    def __init__(self, vm_id: str) -> None:
+        self.vm_id = vm_id
+
+
+class MachineExists(Conflict):
+    public = "there is a VM named {error.name} on this host already"
+    still_works = "it was not touched"
+    next_step = "rename or remove it, or choose another target host"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class MachineFenced(Precondition):
+    public = "VM {error.vm_id} may not start here: another host owns it in term {error.term}"
+    still_works = "its disks are untouched"
+    next_step = "twinsite vm show"
+
+    def __init__(self, vm_id: str, term: int) -> None:
+        self.vm_id, self.term = vm_id, term
+
+
+class MachineFailed(Failed):
+    public = "VM {error.vm_id}: {error.problem}"
+
+    def __init__(self, vm_id: str, problem: str) -> None:
+        self.vm_id, self.problem = vm_id, problem
+
+
+class Power(enum.Enum):
+    RUNNING = "running"
+    STOPPED = "stopped"
+    UNKNOWN = "unknown"
+
+
+class Purpose(enum.Enum):
+    ORDINARY = ""
+    REPLICA = "replica"  # run by a failover
+    TEST = "test"  # run by a test failover
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """A VM in words every hypervisor shares."""
+
+    id: str
+    name: str
+    cpus: int
+    memory_bytes: int
+    disks: tuple[DiskGeometry, ...]
+    nics: tuple[tuple[str, str], ...] = ()  # (mac, network)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineState:
+    spec: MachineSpec
+    power: Power
+    purpose: Purpose
+
+
+class Hypervisor(Protocol):
+    def name(self) -> str:
+        """Of the backend: embedded, libvirt …"""
+        ...
+
+    def machines(self) -> list[MachineState]: ...
+
+    def machine(self, vm_id: str) -> MachineState:
+        """Raises MachineMissing."""
+        ...
+
+    def change_source(self, vm_id: str) -> ChangeSource:
+        """Raises MachineMissing."""
+        ...
+
+    def define(self, spec: MachineSpec, disks: tuple[AttachedDisk, ...], *, purpose: Purpose) -> None:
+        """A VM whose disks are overlays on a pinned point; costs one small file a disk. Repeatable.
+
+        Raises MachineExists for another VM of that name or id.
+        """
+        ...
+
+    def start(self, vm_id: str) -> None:
+        """Repeatable. Raises MachineMissing, MachineFenced, MachineFailed."""
+        ...
+
+    def stop(self, vm_id: str, *, timeout: float) -> None:
+        """In an orderly way, after `timeout` seconds by force. Repeatable."""
+        ...
+
+    def undefine(self, vm_id: str) -> None:
+        """Forget a VM this agent defined (REPLICA or TEST) and delete its overlays; repeatable. It must be stopped."""
+        ...
+
+    def disk_path(self, vm_id: str, disk: str) -> Path:
+        """Where the disk's top file is; for people and for proofs."""
+        ...
+
+    def fence(self, vm_id: str, term: int) -> None:
+        """Stop the VM and refuse to start it until `unfence`; durable; repeatable."""
+        ...
+
+    def unfence(self, vm_id: str) -> None: ...

@@ -1,0 +1,189 @@
+"""The port every replica store implements. Synchronous: callers run it in threads, one call at a time per replica."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from hyperv_host_agent.replication.cycle import Batch, CycleHeader, DiskGeometry, TargetState
+from twinsite.errors import Conflict, Exhausted, Failed, InvalidInput, NotFound
+
+
+class NoSpace(Exhausted):
+    public = "the replica store has no room: {error.free} bytes free, {error.needed} needed"
+    still_works = "points that exist are untouched; other VMs go on"
+    next_step = "free space at the target, or move the store; replication goes on by itself"
+
+    def __init__(self, free: int, needed: int) -> None:
+        self.free, self.needed = free, needed
+
+
+class BadBatch(InvalidInput):
+    public = "batch {error.sequence} breaks the rules: {error.problem}"
+    still_works = "nothing of it was written"
+    next_step = "update the older of the two host agents; if both are equal, report it"
+
+    def __init__(self, sequence: int, problem: str) -> None:
+        self.sequence, self.problem = sequence, problem
+
+
+class StoreDamaged(Failed):
+    public = "replica {error.vm_id}: {error.problem}"
+    still_works = "nothing was changed or deleted"
+    next_step = "twinsite vm show; points older than the damage may still be used"
+
+    def __init__(self, vm_id: str, problem: str) -> None:
+        self.vm_id, self.problem = vm_id, problem
+
+
+class PointMissing(NotFound):
+    public = "there is no recovery point {error.cycle}"
+    next_step = "twinsite point list"
+
+    def __init__(self, cycle: int) -> None:
+        self.cycle = cycle
+
+
+class PointPinned(Conflict):
+    public = "recovery point {error.cycle} is in use by {error.owner}"
+    next_step = "end its use first (twinsite vm test-cleanup)"
+
+    def __init__(self, cycle: int, owner: str) -> None:
+        self.cycle, self.owner = cycle, owner
+
+
+@dataclass(frozen=True, slots=True)
+class PointInfo:
+    """One committed cycle."""
+
+    cycle: int
+    id: bytes
+    parent: int
+    instant: float
+    consistency: str  # "none": an initial copy, not a recovery point until the next cycle
+    term: int
+    machine: bytes  # serialized types.v1.Machine
+    disks: tuple[DiskGeometry, ...]
+    clusters: int  # data and zero clusters this cycle brought
+    stored_bytes: int
+    pinned_by: tuple[str, ...] = ()
+
+    @property
+    def recoverable(self) -> bool:
+        return self.consistency != "none"
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedDisk:
+    """A disk of a pinned point, ready to be overlaid: chain, newest layer last."""
+
+    id: str
+    name: str
+    size: int
+    layers: tuple[Path, ...]  # qcow2 files, oldest first; the last one is the disk at the point
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Damage that `verify` found."""
+
+    cycle: int
+    disk: str
+    cluster: int | None
+    problem: str
+
+
+@dataclass(slots=True)
+class MaintainReport:
+    merged: list[tuple[int, ...]] = field(default_factory=list)  # cycles that became one layer
+    removed: list[int] = field(default_factory=list)  # points that are gone
+    finished: bool = True
+
+
+class Replica(Protocol):
+    """What the store keeps of one VM. At most one cycle is being received at a time."""
+
+    def state(self) -> TargetState:
+        """Term, newest committed cycle and the durable part of an unfinished one, as a crash now would leave them."""
+        ...
+
+    def set_term(self, term: int) -> None:
+        """Durable before it returns. Raises ValueError when it would fall."""
+        ...
+
+    def begin(self, header: CycleHeader, *, resume_after: int) -> None:
+        """Start receiving a cycle, or go on with the unfinished one of the same id, cut back to batch `resume_after`.
+
+        A different unfinished cycle is dropped. Raises NoSpace; ValueError when `resume_after` exceeds what is durable.
+        """
+        ...
+
+    def put(self, batch: Batch, digest: bytes) -> None:
+        """Stage one batch (already validated against the header); `digest` is the chain digest after it.
+
+        Not durable until `sync`. Raises NoSpace (what is staged stays), BadBatch for a malformed frame (nothing written).
+        """
+        ...
+
+    def sync(self) -> int:
+        """Make everything staged durable; the sequence of the last durable batch. Raises NoSpace."""
+        ...
+
+    def commit(self) -> PointInfo:
+        """Finish the layers of all disks and publish them with one manifest rename; durable before it returns."""
+        ...
+
+    def abandon(self) -> None:
+        """Drop the unfinished cycle, if any."""
+        ...
+
+    def points(self) -> list[PointInfo]:
+        """Committed cycles that still exist as points, oldest first."""
+        ...
+
+    def attach(self, cycle: int, owner: str) -> tuple[AttachedDisk, ...]:
+        """Pin a point durably for `owner` (a test or a failover) and say where its disks are. Repeatable."""
+        ...
+
+    def detach(self, owner: str) -> None:
+        """Remove the pins of `owner`. Repeatable."""
+        ...
+
+    def maintain(self, *, keep: Sequence[int]) -> MaintainReport:
+        """Merge layers so that the chain stays short; points in `keep`, pinned ones and the newest stay points.
+
+        Safe to kill at any instant. Runs beside `put`; never touches a layer a pinned point stands on in place.
+        """
+        ...
+
+    def fingerprints(self, disk: str, start: int, count: int) -> Iterator[tuple[int, bytes]]:
+        """(cluster, fingerprint) of the newest committed cycle, zero clusters left out; from the side files."""
+        ...
+
+    def verify(self) -> Iterator[Finding]:
+        """Read and decompress every cluster of the newest cycle, compare fingerprints. Slow; empty: all is well."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class ReplicaStore(Protocol):
+    """All replicas of one target host."""
+
+    def open(self, vm_id: str) -> Replica:
+        """The VM's replica; garbage of crashes is collected on the way. Raises NotFound, StoreDamaged."""
+        ...
+
+    def create(self, vm_id: str, *, term: int) -> Replica:
+        """An empty replica, or the existing one. Raises NoSpace."""
+        ...
+
+    def remove(self, vm_id: str) -> None:
+        """Delete a replica with all points; repeatable. Raises PointPinned while a test or a failover uses it."""
+        ...
+
+    def replicas(self) -> list[str]: ...
+
+    def free_bytes(self) -> int: ...
+
+    def total_bytes(self) -> int: ...

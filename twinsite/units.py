@@ -1,0 +1,42 @@
+"""Sizes and durations as people read and write them."""
+
+import re
+from typing import Final
+
+KiB: Final = 1024
+MiB: Final = 1024 * KiB
+GiB: Final = 1024 * MiB
+
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def size(count: int) -> str:
+    """IEC, three significant digits: ``1.4 GiB``."""
+    value, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1024 or unit == "PiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """``24s``, ``3m12s``, ``2h05m``, ``3d4h``; the two largest parts."""
+    total = int(seconds)
+    if total < 60:
+        return f"{total}s"
+    if total < 3600:
+        return f"{total // 60}m{total % 60:02d}s"
+    if total < 86400:
+        return f"{total // 3600}h{total % 3600 // 60:02d}m"
+    return f"{total // 86400}d{total % 86400 // 3600}h"
+
+
+def parse_duration(text: str) -> int:
+    """Seconds of ``30``, ``30s``, ``5m``, ``1h30m``, ``5d``. Raises ValueError."""
+    if text.isascii() and text.isdigit():
+        return int(text)
+    parts = re.findall(r"(\d+)([smhdw])", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise ValueError(f"{text!r} is not a duration such as 30s, 5m, 1h30m or 5d")
+    return sum(int(number) * _SECONDS[unit] for number, unit in parts)
