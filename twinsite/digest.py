@@ -10,12 +10,14 @@ FINGERPRINT_BYTES: Final = 16
 ZERO_FINGERPRINT: Final = bytes(
     FINGERPRINT_BYTES
 )  # stands for a cluster of zeros; a real hash of 128 zero bits has no preimage known
+CHAIN_START: Final = bytes(16)  # the chain digest before the first batch of a cycle
 _ZEROS: Final = bytes(CLUSTER)
 
 
 def is_zero(data: bytes | memoryview) -> bool:
     """Whether a cluster (or a partial last one) holds only zeros."""
-    return data == _ZEROS[: len(data)]
+    # A memoryview compares item by item (0.9 GB/s); bytes compare with memcmp, copy included (15 GB/s).
+    return bytes(data) == _ZEROS[: len(data)]
 
 
 def fingerprint(data: bytes | memoryview) -> bytes:
@@ -23,3 +25,11 @@ def fingerprint(data: bytes | memoryview) -> bytes:
     if len(data) < CLUSTER:
         data = bytes(data) + bytes(CLUSTER - len(data))
     return blake3(data).digest(length=FINGERPRINT_BYTES)
+
+
+def chain(previous: bytes, *body: bytes | memoryview) -> bytes:
+    """The digest over a cycle's batches so far: of the one before and this batch's header and payload as sent."""
+    hasher = blake3(previous)
+    for part in body:
+        hasher.update(part)
+    return hasher.digest(length=FINGERPRINT_BYTES)

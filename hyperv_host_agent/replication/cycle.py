@@ -15,7 +15,7 @@ ID_BYTES: Final = 16
 class Kind(enum.Enum):
     INITIAL = "initial"  # fuzzy copy; complete only with the delta that follows; not a recovery point
     DELTA = "delta"
-    RESYNC = "resync"  # everything that may differ, against whatever the target has
+    RESYNC = "resync"  # fuzzy copy over what the target has; like INITIAL complete only with the delta that follows
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ class CycleHeader:
     consistency: str  # "none" (INITIAL) | "crash" | "application"
     disks: tuple[DiskGeometry, ...]
     machine: bytes = b""  # serialized types.v1.Machine at that instant
+    parent_id: bytes = b""  # id of the parent cycle: the same number may have been committed by another attempt
 
 
 @dataclass(frozen=True, slots=True)

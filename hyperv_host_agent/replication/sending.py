@@ -1,0 +1,322 @@
+"""What a `Sender` is told (events) and what it orders (actions). Values only; `transfer.py` acts.
+
+`Sender(vm_id, state, new_id)`: the stored state (or `SenderState()`) and a source of fresh cycle ids of ID_BYTES;
+`handle(event, now) -> list[Action]` with monotonic seconds, the first event being Assigned; `view` for the status.
+How to act on what `handle` returns:
+
+* In order. An action without a reply is complete, durable where it says so, before the next one is acted on.
+* An action that names a reply is started; its reply is handed over as an event later, exactly once, unless the
+  process dies. Replies to things of an older stream may still come; they carry its number and are ignored.
+* If an action without a reply fails (state folder full, source gone), drop the Sender, release spool, stream and
+  point, wait, and build a new Sender from the stored state: the same path as after a crash, which has to work anyway.
+* One event at a time per VM.
+"""
+
+from dataclasses import dataclass
+
+from hyperv_host_agent.replication.cycle import Committed, CycleHeader, DiskGeometry, TargetState
+from hyperv_host_agent.replication.state import Position, SenderState
+from twinsite.errors import TwinsiteError
+
+# ---------------------------------------------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """First event of a Sender, and again whenever the assignment changes (policy, pause, term)."""
+
+    term: int
+    frequency: float  # seconds from instant to instant
+    paused: bool = False
+    application_consistent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Woke:
+    """The time of the last `Wake` has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class SyncRequested:
+    """A cycle is wanted now, whatever the schedule says (final cycle of a planned failover, an administrator)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetKnown:
+    """Reply to AskTarget."""
+
+    state: TargetState
+
+
+@dataclass(frozen=True, slots=True)
+class TargetFailed:
+    """Reply to AskTarget that could not be had: unreachable, refused …"""
+
+    error: TwinsiteError
+
+
+@dataclass(frozen=True, slots=True)
+class SourceKnown:
+    """Reply to AskSource: `ChangeSource.status()` after `start()`."""
+
+    anchor: Committed | None
+    whole: bool  # Tracking.OK
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFailed:
+    """Reply to AskSource, OpenPoint, ReadPoint or ReadSlice that the source could not answer.
+
+    A point that was open is closed already.
+    """
+
+    error: TwinsiteError
+    stream: int = 0  # of the ReadSlice, 0 for the others
+
+
+@dataclass(frozen=True, slots=True)
+class PointOpened:
+    """Reply to OpenPoint."""
+
+    instant: float  # seconds since 1970, UTC
+    consistency: str
+    disks: tuple[DiskGeometry, ...]
+    whole: bool  # Tracking.OK: `dirty` names what changed; otherwise it names everything
+    machine: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A batch that can be sent, without its content."""
+
+    sequence: int
+    wire_bytes: int  # of the whole message
+    digest: bytes  # chain digest after it
+    changed_bytes: int = 0  # logical bytes it brings, zeros included
+
+
+@dataclass(frozen=True, slots=True)
+class PointRead:
+    """Reply to ReadPoint: the spool is complete."""
+
+    batches: tuple[Ready, ...]
+    read_seconds: float = 0.0  # of the whole time, in the source
+    compress_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SliceRead:
+    """Reply to ReadSlice. Without a batch nothing up to `position` had to be sent."""
+
+    stream: int
+    batch: Ready | None
+    position: Position  # disk == number of disks: the copy is complete
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """Ack of the target: batches 1..sequence survive its crash."""
+
+    stream: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitAcked:
+    """Ack of the target: it holds the cycle."""
+
+    stream: int
+    committed: Committed
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLost:
+    """The stream ended without that: cut, refused, idle too long."""
+
+    stream: int
+    error: TwinsiteError
+
+
+Event = (
+    Assigned
+    | Woke
+    | SyncRequested
+    | TargetKnown
+    | TargetFailed
+    | SourceKnown
+    | SourceFailed
+    | PointOpened
+    | PointRead
+    | SliceRead
+    | Durable
+    | CommitAcked
+    | StreamLost
+)
+
+# --------------------------------------------------------------------------------------------------- actions
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Arm the only timer: hand over Woke at `at` (on the clock of `now`), at once if that is past. Replaces the last."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Store the state atomically and durably (`state.dump`)."""
+
+    state: SenderState
+
+
+@dataclass(frozen=True, slots=True)
+class AskTarget:
+    """`Replication.Open` with a deadline. Replies TargetKnown or TargetFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskSource:
+    """`ChangeSource.start()`, then `status()`. Replies SourceKnown or SourceFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class AckPoint:
+    """`ChangeSource.ack`. It may name what the source does not know; then nothing happens."""
+
+    committed: Committed
+
+
+@dataclass(frozen=True, slots=True)
+class DiscardPoint:
+    """Close the open point, if any, and `ChangeSource.discard()`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPoint:
+    """`ChangeSource.open_point` for the next cycle. Replies PointOpened or SourceFailed."""
+
+    number: int
+    id: bytes
+    consistency: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClosePoint:
+    """Close the open point, neither acked nor discarded: a copy starts, or the reading is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPoint:
+    """Read the open point into the spool as batches 1, 2, 3 …; their fingerprints are pending. Replies PointRead or
+    SourceFailed.
+
+    Of every disk: the clusters `dirty` names, or all when the disk is in `whole`. A cluster is left out when `suppress`
+    and the index has its fingerprint (zero for a hole) for a disk not in `whole`.
+    """
+
+    header: CycleHeader
+    suppress: bool
+    whole: frozenset[str]  # ids of disks the target does not have yet: every cluster goes, zeros too
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSlice:
+    """Read on from `position` with `read_now`, until a batch is full or a few hundred clusters were looked at. Replies
+    SliceRead or SourceFailed.
+
+    Everything is sent, zeros too, but what the index has when `suppress`. Pending fingerprints of batches from
+    `sequence` on, left by an older stream, are forgotten first. The batch is kept until its SendBatch was acted on.
+    """
+
+    stream: int
+    header: CycleHeader
+    sequence: int  # number of the batch to make
+    digest: bytes  # chain digest before it
+    position: Position
+    suppress: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StorePending:
+    """Make the pending fingerprints of batches 1..through of this cycle durable, zeros as ZERO_FINGERPRINT."""
+
+    id: bytes
+    through: int
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyPending:
+    """Move the stored pending fingerprints of this cycle into the index and make it durable; then they may go.
+
+    Repeatable, also after a crash in the middle: `Persist` comes after it. `complete` says the cycle brought every
+    cluster: the index starts empty. Disks that are not in the header leave the index, sizes become the header's.
+    Reply: none. When the pending fingerprints of this id do not exist, the index must stay as it is.
+    """
+
+    header: CycleHeader
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class DropPending:
+    """Forget pending fingerprints of a cycle that will not arrive. Repeatable."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropSpool:
+    """Release the spool. Repeatable."""
+
+
+@dataclass(frozen=True, slots=True)
+class BeginStream:
+    """Open `Replication.Send` and send the begin frame. Replies: Durable…, CommitAcked or StreamLost.
+
+    There is at most one stream; an older one is closed first.
+    """
+
+    stream: int  # 1, 2, 3 … in this process
+    header: CycleHeader
+    resume_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendBatch:
+    """Send a batch of the spool or the slice just read, in order; may wait for flow control without blocking events."""
+
+    stream: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendEnd:
+    stream: int
+    batches: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CloseStream:
+    """Cancel the stream, if any. No reply is expected of it any more."""
+
+
+Action = (
+    Wake
+    | Persist
+    | AskTarget
+    | AskSource
+    | AckPoint
+    | DiscardPoint
+    | OpenPoint
+    | ClosePoint
+    | ReadPoint
+    | ReadSlice
+    | StorePending
+    | ApplyPending
+    | DropPending
+    | DropSpool
+    | BeginStream
+    | SendBatch
+    | SendEnd
+    | CloseStream
+)

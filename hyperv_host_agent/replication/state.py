@@ -1,0 +1,140 @@
+"""What a source remembers of one replication across restarts. Stored whole and atomically, by order of the sender."""
+
+import json
+from dataclasses import dataclass
+from typing import Final
+
+from hyperv_host_agent.replication.cycle import Committed, CycleHeader, DiskGeometry, Kind
+from twinsite.digest import CHAIN_START
+
+_VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a copy goes on: the next cluster of a disk (an index into the cycle's disks)."""
+
+    disk: int = 0
+    cluster: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far a copy is durable at both ends: batches 1..sequence there, and their fingerprints here."""
+
+    sequence: int = 0
+    digest: bytes = CHAIN_START  # of the chain after batch `sequence`
+    position: Position = Position()
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A cycle on its way. A copy is written down when it starts, a cycle from a point just before its `end` is sent."""
+
+    header: CycleHeader
+    checkpoint: Checkpoint | None  # of a copy; None: the cycle was read from a point, its fingerprints are all durable
+    suppressed: bool  # clusters were left out because the fingerprint index said the target has them
+
+    @property
+    def named(self) -> Committed:
+        return Committed(self.header.number, self.header.id)
+
+
+@dataclass(frozen=True, slots=True)
+class SenderState:
+    """Everything the sender of one VM must not forget."""
+
+    term: int = 0
+    committed: Committed | None = None  # newest cycle known to be held by the target and applied here
+    disks: tuple[DiskGeometry, ...] = ()  # of that cycle
+    recoverable: bool = False  # that cycle is consistent; False: a copy that waits for its delta
+    trusted: bool = False  # the fingerprint index describes exactly `committed`
+    flight: Flight | None = None
+
+
+def dump(state: SenderState) -> bytes:
+    """Text form for a state file."""
+    flight = state.flight
+    return json.dumps(
+        {
+            "version": _VERSION,
+            "term": state.term,
+            "committed": state.committed and [state.committed.number, state.committed.id.hex()],
+            "disks": _disks(state.disks),
+            "recoverable": state.recoverable,
+            "trusted": state.trusted,
+            "flight": flight
+            and {
+                "header": _header(flight.header),
+                "suppressed": flight.suppressed,
+                "checkpoint": flight.checkpoint
+                and {
+                    "sequence": flight.checkpoint.sequence,
+                    "digest": flight.checkpoint.digest.hex(),
+                    "disk": flight.checkpoint.position.disk,
+                    "cluster": flight.checkpoint.position.cluster,
+                },
+            },
+        },
+        indent=1,
+    ).encode()
+
+
+def load(data: bytes) -> SenderState:
+    """Of what `dump` wrote; ValueError or KeyError for anything else."""
+    tree = json.loads(data)
+    if tree["version"] != _VERSION:
+        raise ValueError(f"sender state of version {tree['version']}")
+    flight = tree["flight"]
+    point = flight and flight["checkpoint"]
+    return SenderState(
+        term=tree["term"],
+        committed=Committed(tree["committed"][0], bytes.fromhex(tree["committed"][1])) if tree["committed"] else None,
+        disks=_geometry(tree["disks"]),
+        recoverable=tree["recoverable"],
+        trusted=tree["trusted"],
+        flight=Flight(
+            header=_cycle(flight["header"]),
+            checkpoint=Checkpoint(
+                point["sequence"], bytes.fromhex(point["digest"]), Position(point["disk"], point["cluster"])
+            )
+            if point
+            else None,
+            suppressed=flight["suppressed"],
+        )
+        if flight
+        else None,
+    )
+
+
+def _disks(disks: tuple[DiskGeometry, ...]) -> list[list[str | int]]:
+    return [[disk.id, disk.size, disk.name] for disk in disks]
+
+
+def _geometry(tree: list[tuple[str, int, str]]) -> tuple[DiskGeometry, ...]:
+    return tuple(DiskGeometry(id_, size, name) for id_, size, name in tree)
+
+
+def _header(header: CycleHeader) -> dict[str, object]:
+    return {
+        "vm_id": header.vm_id,
+        "id": header.id.hex(),
+        "number": header.number,
+        "parent": header.parent,
+        "parent_id": header.parent_id.hex(),
+        "term": header.term,
+        "kind": header.kind.value,
+        "instant": header.instant,
+        "consistency": header.consistency,
+        "disks": _disks(header.disks),
+        "machine": header.machine.hex(),
+    }
+
+
+def _cycle(tree: dict[str, object]) -> CycleHeader:
+    fields = dict(tree)
+    for name in ("id", "parent_id", "machine"):
+        fields[name] = bytes.fromhex(str(fields[name]))
+    fields["kind"] = Kind(fields["kind"])
+    fields["disks"] = _geometry(fields["disks"])  # type: ignore[arg-type]  # json keeps no tuples
+    return CycleHeader(**fields)  # type: ignore[arg-type]  # the fields `_header` wrote
