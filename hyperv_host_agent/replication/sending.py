@@ -158,7 +158,7 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """Arm the only timer: hand over Woke at `at` (on the clock of `now`), at once if that is past. Replaces the last."""
+    """Arm the only timer: hand over Woke at `at` (by the clock of `now`), at once if that is past."""
 
     at: float
 

@@ -44,6 +44,34 @@ class PointMissing(NotFound):
         self.cycle = cycle
 
 
+class ReplicaMissing(NotFound):
+    public = "there is no replica of VM {error.vm_id} in this store"
+    next_step = "twinsite vm list"
+
+    def __init__(self, vm_id: str) -> None:
+        self.vm_id = vm_id
+
+
+class WriteFailed(Failed):
+    """A write or fsync failed for another reason than space. The unfinished cycle is dropped, never retried in place."""
+
+    public = "replica {error.vm_id} cannot be written: {error.reason}"
+    cause = "the file system or the disk under the replica store reported an error"
+    still_works = "committed points are untouched"
+    next_step = "look at the target host's kernel log and disks"
+
+    def __init__(self, vm_id: str, reason: str) -> None:
+        self.vm_id, self.reason = vm_id, reason
+
+
+class BadName(InvalidInput):
+    public = "{error.name!r} cannot name a {error.kind}"
+    still_works = "nothing was written"
+
+    def __init__(self, kind: str, name: str) -> None:
+        self.kind, self.name = kind, name[:80]
+
+
 class PointPinned(Conflict):
     public = "recovery point {error.cycle} is in use by {error.owner}"
     next_step = "end its use first (twinsite vm test-cleanup)"
@@ -114,23 +142,28 @@ class Replica(Protocol):
     def begin(self, header: CycleHeader, *, resume_after: int) -> None:
         """Start receiving a cycle, or go on with the unfinished one of the same id, cut back to batch `resume_after`.
 
-        A different unfinished cycle is dropped. Raises NoSpace; ValueError when `resume_after` exceeds what is durable.
+        A different unfinished cycle is dropped. Raises NoSpace, BadName for a disk id; ValueError when `resume_after`
+        exceeds what is durable, or the header does not follow the newest committed cycle.
         """
         ...
 
     def put(self, batch: Batch, digest: bytes) -> None:
         """Stage one batch (already validated against the header); `digest` is the chain digest after it.
 
-        Not durable until `sync`. Raises NoSpace (what is staged stays), BadBatch for a malformed frame (nothing written).
+        A cluster comes once in a cycle. Not durable until `sync`. Raises NoSpace (staged ones stay), BadBatch for a
+        malformed frame or a rule broken (nothing of it is written), WriteFailed (the cycle is dropped).
         """
         ...
 
     def sync(self) -> int:
-        """Make everything staged durable; the sequence of the last durable batch. Raises NoSpace."""
+        """Make everything staged durable; the sequence of the last durable batch. Raises NoSpace, WriteFailed."""
         ...
 
     def commit(self) -> PointInfo:
-        """Finish the layers of all disks and publish them with one manifest rename; durable before it returns."""
+        """Finish the layers of all disks and publish them with one manifest rename; durable before it returns.
+
+        Syncs what is staged. Raises NoSpace (the cycle goes on once there is room: commit again) and WriteFailed.
+        """
         ...
 
     def abandon(self) -> None:
@@ -142,7 +175,10 @@ class Replica(Protocol):
         ...
 
     def attach(self, cycle: int, owner: str) -> tuple[AttachedDisk, ...]:
-        """Pin a point durably for `owner` (a test or a failover) and say where its disks are. Repeatable."""
+        """Pin a point durably for `owner` (a test or a failover) and say where its disks are. Repeatable.
+
+        Raises PointMissing, BadName.
+        """
         ...
 
     def detach(self, owner: str) -> None:
@@ -171,11 +207,11 @@ class ReplicaStore(Protocol):
     """All replicas of one target host."""
 
     def open(self, vm_id: str) -> Replica:
-        """The VM's replica; garbage of crashes is collected on the way. Raises NotFound, StoreDamaged."""
+        """The VM's replica; garbage of crashes is collected on the way. Raises ReplicaMissing, BadName, StoreDamaged."""
         ...
 
     def create(self, vm_id: str, *, term: int) -> Replica:
-        """An empty replica, or the existing one. Raises NoSpace."""
+        """An empty replica, or the existing one (its term unchanged). Raises NoSpace, BadName, StoreDamaged."""
         ...
 
     def remove(self, vm_id: str) -> None:
