@@ -79,7 +79,11 @@ class ChangeSource(Protocol):
         ...
 
     def ack(self, cycle: int, id: bytes) -> None:  # noqa: A002
-        """The target holds this point durably: it becomes the anchor, durably. Repeatable."""
+        """The target holds this point durably: it becomes the anchor, durably. Repeatable, also after a restart.
+
+        Naming neither the point that waits (open or closed) nor the anchor changes nothing. What was written since
+        the point opened stays dirty; tracking that was lost before it opened is whole again from it on.
+        """
         ...
 
     def discard(self) -> None:

@@ -144,6 +144,7 @@ class Replica(Protocol):
 
         A different unfinished cycle is dropped. Raises NoSpace, BadName for a disk id; ValueError when `resume_after`
         exceeds what is durable, or the header does not follow the newest committed cycle.
+        Afterwards `state` names this cycle as unfinished with `durable` == `resume_after` and the chain digest there.
         """
         ...
 
