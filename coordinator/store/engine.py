@@ -13,7 +13,7 @@ _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_tim
 
 
 class Database:
-    """Transactions over one engine. A write takes SQLite's lock first, so that read-modify-write loses no update."""
+    """Transactions over one engine. A write takes SQLite's lock first: no lost update."""
 
     def __init__(self, url: str) -> None:
         """`url` is sqlite+aiosqlite:///… or postgresql+psycopg://…."""
@@ -27,7 +27,7 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that commits at the end of the block and rolls back on any exception. No network calls in it."""
+        """A transaction: commits at the end of the block, rolls back on any exception. No network calls in it."""
         async with self.engine.begin() as connection:
             yield connection
 
