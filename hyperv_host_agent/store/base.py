@@ -53,7 +53,7 @@ class ReplicaMissing(NotFound):
 
 
 class WriteFailed(Failed):
-    """A write or fsync failed for another reason than space. The unfinished cycle is dropped, never retried in place."""
+    """A write or fsync failed, and not for want of space. The unfinished cycle is dropped, never retried in place."""
 
     public = "replica {error.vm_id} cannot be written: {error.reason}"
     cause = "the file system or the disk under the replica store reported an error"
@@ -208,7 +208,7 @@ class ReplicaStore(Protocol):
     """All replicas of one target host."""
 
     def open(self, vm_id: str) -> Replica:
-        """The VM's replica; garbage of crashes is collected on the way. Raises ReplicaMissing, BadName, StoreDamaged."""
+        """The VM's replica; garbage of crashes is collected. Raises ReplicaMissing, BadName, StoreDamaged."""
         ...
 
     def create(self, vm_id: str, *, term: int) -> Replica:

@@ -1,0 +1,303 @@
+"""The store's twin in memory, for the simulator and for tests: the same contract, and a power loss on demand."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from hyperv_host_agent.replication.cycle import Batch, Committed, CycleHeader, DiskGeometry, TargetState, Unfinished
+from hyperv_host_agent.store import rules
+from hyperv_host_agent.store.base import (
+    AttachedDisk,
+    BadBatch,
+    Finding,
+    MaintainReport,
+    NoSpace,
+    PointInfo,
+    PointMissing,
+    PointPinned,
+    ReplicaMissing,
+)
+from hyperv_host_agent.store.formats import zstd_frame
+from twinsite.digest import fingerprint, is_zero
+from twinsite.extents import CLUSTER, clusters
+
+_ZEROS = bytes(CLUSTER)
+
+
+@dataclass(slots=True)
+class _Point:
+    info: PointInfo
+    disks: Mapping[str, Mapping[int, tuple[bytes, bytes]]]  # disk → cluster → frame, fingerprint; never modified
+
+
+@dataclass(slots=True)
+class _Receiving:
+    header: CycleHeader
+    batches: list[tuple[Batch, bytes]] = field(default_factory=list)
+    durable: int = 0
+    seen: list[set[int]] = field(default_factory=list)  # per disk
+
+    def cut(self, count: int) -> None:
+        """Forget all but the first `count` batches."""
+        del self.batches[count:]
+        self.seen = [set() for _ in self.header.disks]
+        for batch, _ in self.batches:
+            self.seen[batch.disk].update(_touched(batch))
+
+
+@dataclass(slots=True)
+class _Kept:
+    """What survives a power loss, but for the batches of `receiving` past its durable ones."""
+
+    term: int
+    points: dict[int, _Point] = field(default_factory=dict)
+    pins: dict[str, set[int]] = field(default_factory=dict)
+    receiving: _Receiving | None = None
+
+    def stored_bytes(self) -> int:
+        frames = {id(cell): len(cell[0]) for p in self.points.values() for d in p.disks.values() for cell in d.values()}
+        staged = sum(len(batch.payload) for batch, _ in self.receiving.batches) if self.receiving else 0
+        return sum(frames.values()) + staged
+
+
+def _touched(batch: Batch) -> set[int]:
+    return set(batch.clusters).union(*(range(run.start, run.end) for run in batch.zero_runs))
+
+
+class MemoryStore:
+    """A ReplicaStore in memory. `crash` is a power loss of the host: every open Replica is dead, open them anew."""
+
+    def __init__(self, *, capacity: int = 1 << 40) -> None:
+        self.capacity = capacity  # bytes; tests lower it to fill the store and raise it to free space
+        self._kept: dict[str, _Kept] = {}
+        self._boot = 0
+
+    def open(self, vm_id: str) -> "MemoryReplica":
+        rules.check_id("VM", vm_id)
+        if vm_id not in self._kept:
+            raise ReplicaMissing(vm_id)
+        return MemoryReplica(self, vm_id, self._kept[vm_id])
+
+    def create(self, vm_id: str, *, term: int) -> "MemoryReplica":
+        rules.check_id("VM", vm_id)
+        if vm_id not in self._kept:
+            self.need(1)
+            self._kept[vm_id] = _Kept(term)
+        return self.open(vm_id)
+
+    def remove(self, vm_id: str) -> None:
+        rules.check_id("VM", vm_id)
+        kept = self._kept.get(vm_id)
+        for owner, cycles in (kept.pins if kept else {}).items():
+            raise PointPinned(min(cycles), owner)
+        self._kept.pop(vm_id, None)
+
+    def replicas(self) -> list[str]:
+        return sorted(self._kept)
+
+    def free_bytes(self) -> int:
+        return max(0, self.capacity - sum(kept.stored_bytes() for kept in self._kept.values()))
+
+    def total_bytes(self) -> int:
+        return self.capacity
+
+    def crash(self, keep_unsynced: Callable[[str, int], int] = lambda _vm_id, _staged: 0) -> None:
+        """Lose what was not synced; of `staged` such batches of a VM the first `keep_unsynced(vm_id, staged)` survive."""
+        self._boot += 1
+        for vm_id, kept in self._kept.items():
+            if kept.receiving:
+                staged = len(kept.receiving.batches) - kept.receiving.durable
+                kept.receiving.cut(kept.receiving.durable + keep_unsynced(vm_id, staged))
+                kept.receiving.durable = len(kept.receiving.batches)
+                if not kept.receiving.durable:
+                    kept.receiving = None
+
+    def need(self, count: int) -> None:
+        """Raise NoSpace unless `count` more bytes fit."""
+        free = self.free_bytes()
+        if free < count:
+            raise NoSpace(free, count)
+
+    @property
+    def boot(self) -> int:
+        return self._boot
+
+
+class MemoryReplica:
+    """A Replica of a MemoryStore."""
+
+    def __init__(self, store: MemoryStore, vm_id: str, kept: _Kept) -> None:
+        self._store, self._vm_id, self._state = store, vm_id, kept
+        self._boot = store.boot
+
+    @property
+    def _kept(self) -> _Kept:
+        if self._boot != self._store.boot:
+            raise RuntimeError("this replica was open when the power went; open it again")
+        return self._state
+
+    def state(self) -> TargetState:
+        kept, unfinished, committed = self._kept, None, None
+        if kept.points:
+            newest = kept.points[max(kept.points)].info
+            committed = Committed(newest.cycle, newest.id)
+        if kept.receiving and kept.receiving.durable:
+            header, durable = kept.receiving.header, kept.receiving.durable
+            unfinished = Unfinished(header.number, header.id, durable, kept.receiving.batches[durable - 1][1])
+        return TargetState(kept.term, committed, unfinished)
+
+    def set_term(self, term: int) -> None:
+        if term < self._kept.term:
+            raise ValueError(f"term {term} is below {self._kept.term}")
+        self._kept.term = term
+
+    def begin(self, header: CycleHeader, *, resume_after: int) -> None:
+        rules.check_header(header, self._vm_id, self.state())
+        receiving = self._kept.receiving
+        if receiving is None or receiving.header.id != header.id:
+            receiving = _Receiving(header)
+        if resume_after > receiving.durable:
+            raise ValueError(f"batch {resume_after} is not durable, {receiving.durable} is")
+        if receiving.header.disks != header.disks:
+            raise ValueError("the same cycle came with other disks")
+        self._store.need(1)
+        receiving.cut(resume_after)
+        receiving.durable = resume_after
+        self._kept.receiving = receiving
+
+    def put(self, batch: Batch, digest: bytes) -> None:
+        receiving = self._receiving()
+        rules.check_batch(receiving.header, batch, sequence=len(receiving.batches) + 1)
+        touched, seen = _touched(batch), receiving.seen[batch.disk]
+        if not seen.isdisjoint(touched):
+            raise BadBatch(batch.sequence, f"cluster {min(seen & touched)} came before")
+        self._store.need(len(batch.payload))
+        seen |= touched
+        receiving.batches.append((replace(batch, payload=bytes(batch.payload)), digest))
+
+    def sync(self) -> int:
+        receiving = self._receiving()
+        self._store.need(0)
+        receiving.durable = len(receiving.batches)
+        return receiving.durable
+
+    def commit(self) -> PointInfo:
+        receiving, kept = self._receiving(), self._kept
+        self._store.need(0)
+        header = receiving.header
+        before = kept.points[header.parent] if header.parent else None
+        disks = {disk.id: self._applied(disk, position, before) for position, disk in enumerate(header.disks)}
+        info = PointInfo(
+            cycle=header.number,
+            id=header.id,
+            parent=header.parent,
+            instant=header.instant,
+            consistency=header.consistency,
+            term=header.term,
+            machine=header.machine,
+            disks=header.disks,
+            clusters=sum(map(len, receiving.seen)),
+            stored_bytes=sum(len(batch.payload) for batch, _ in receiving.batches),
+        )
+        kept.points[header.number] = _Point(info, disks)
+        kept.receiving = None
+        return info
+
+    def abandon(self) -> None:
+        self._kept.receiving = None
+
+    def points(self) -> list[PointInfo]:
+        pins = self._pins()
+        return [
+            replace(point.info, pinned_by=tuple(sorted(pins.get(cycle, ()))))
+            for cycle, point in sorted(self._kept.points.items())
+        ]
+
+    def attach(self, cycle: int, owner: str) -> tuple[AttachedDisk, ...]:
+        rules.check_owner(owner)
+        if cycle not in self._kept.points:
+            raise PointMissing(cycle)
+        self._kept.pins.setdefault(owner, set()).add(cycle)
+        return tuple(
+            AttachedDisk(disk.id, disk.name, disk.size, (Path("/memory", self._vm_id, disk.id, f"{cycle:06}"),))
+            for disk in self._kept.points[cycle].info.disks
+        )
+
+    def detach(self, owner: str) -> None:
+        self._kept.pins.pop(rules.check_owner(owner), None)
+
+    def maintain(self, *, keep: Sequence[int]) -> MaintainReport:
+        stay = {*keep, *self._pins(), max(self._kept.points, default=0)}
+        removed = sorted(cycle for cycle in self._kept.points if cycle not in stay)
+        for cycle in removed:
+            del self._kept.points[cycle]
+        return MaintainReport(removed=removed)
+
+    def fingerprints(self, disk: str, start: int, count: int) -> Iterator[tuple[int, bytes]]:
+        content = self._newest().disks.get(disk, {})
+        for cluster in sorted(content):
+            if start <= cluster < start + count:
+                yield cluster, content[cluster][1]
+
+    def verify(self) -> Iterator[Finding]:
+        newest = self._newest()
+        for disk, content in newest.disks.items():
+            for cluster, (frame, expected) in sorted(content.items()):
+                try:
+                    if fingerprint(zstd_frame.content(frame)) != expected:
+                        yield Finding(newest.info.cycle, disk, cluster, "its content does not match its fingerprint")
+                except zstd_frame.BadFrame as error:
+                    yield Finding(newest.info.cycle, disk, cluster, error.problem)
+
+    def read(self, cycle: int, disk: str, cluster: int) -> bytes:
+        """One cluster of a disk at a point, CLUSTER bytes; for tests and for the simulated hypervisor."""
+        if cycle not in self._kept.points:
+            raise PointMissing(cycle)
+        cell = self._kept.points[cycle].disks[disk].get(cluster)
+        return zstd_frame.content(cell[0]) if cell else _ZEROS
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _receiving(self) -> _Receiving:
+        if self._kept.receiving is None:
+            raise ValueError("no cycle is being received")
+        return self._kept.receiving
+
+    def _newest(self) -> _Point:
+        points = self._kept.points
+        if not points:
+            raise PointMissing(0)
+        return points[max(points)]
+
+    def _pins(self) -> dict[int, list[str]]:
+        pins: dict[int, list[str]] = {}
+        for owner, cycles in self._kept.pins.items():
+            for cycle in cycles:
+                pins.setdefault(cycle, []).append(owner)
+        return pins
+
+    def _applied(self, disk: DiskGeometry, position: int, before: _Point | None) -> dict[int, tuple[bytes, bytes]]:
+        """The disk's content after the cycle that is being received."""
+        content = dict(before.disks.get(disk.id, {})) if before else {}
+        end = clusters(disk.size)
+        for cluster in [cluster for cluster in content if cluster >= end]:
+            del content[cluster]
+        if disk.size % CLUSTER and end - 1 in content:  # a shrink may have cut the last cluster; growing reads zeros
+            frame, expected = content[end - 1]
+            data = zstd_frame.content(frame)[: disk.size % CLUSTER].ljust(CLUSTER, b"\0")
+            if is_zero(data):
+                del content[end - 1]
+            elif fingerprint(data) != expected:
+                content[end - 1] = (zstd_frame.compress(data), fingerprint(data))
+        for batch, _ in self._receiving().batches:
+            if batch.disk != position:
+                continue
+            for run in batch.zero_runs:
+                for cluster in range(run.start, run.end):
+                    content.pop(cluster, None)
+            at = 0
+            for index, (cluster, length) in enumerate(zip(batch.clusters, batch.lengths, strict=True)):
+                content[cluster] = (bytes(batch.payload[at : at + length]), batch.fingerprint(index))
+                at += length
+        return content
