@@ -1,0 +1,46 @@
+# `make demo` and `make test` set up what they need on a fresh Debian 12 machine with python3, git and make.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint types arrows check bench proto system-packages clean
+
+demo: $(STAMP)  ## From nothing to a failed-over VM; IMAGE=path uses your disk, KEEP=1 leaves it running
+	@$(PYTHON) -m demo $(if $(IMAGE),--image "$(IMAGE)") $(if $(KEEP),--keep)
+
+test: $(STAMP) system-packages  ## The whole suite; tests that miss a system package are skipped with the reason
+	$(PYTHON) -m pytest $(ARGS)
+
+check: lint types arrows  ## What CI runs before the tests
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	@deploy/module-sizes
+
+types: $(STAMP)
+	$(VENV)/bin/mypy
+
+arrows: $(STAMP)
+	$(VENV)/bin/lint-imports
+
+bench: $(STAMP) system-packages  ## Every figure against its peer and the limit, one line each
+	$(PYTHON) -m bench.run
+
+proto: $(STAMP)  ## After a change below proto/
+	$(PYTHON) hatch_build.py
+
+system-packages:
+	@deploy/system-packages
+
+# A venv without pip's parts is what a Debian without python3-venv makes: then the package is installed first.
+$(STAMP): pyproject.toml hatch_build.py $(shell find proto -name '*.proto' 2>/dev/null)
+	@deploy/python-venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable ".[all]" --group dev
+	@touch $@
+
+clean:
+	rm -rf $(VENV) twinsite/api .demo .pytest_cache .mypy_cache .ruff_cache

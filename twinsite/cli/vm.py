@@ -1,0 +1,277 @@
+"""`twinsite vm`: protect, test and fail over."""
+
+import click
+
+from twinsite import units
+from twinsite.api.coordinator.v1 import admin_pb2
+from twinsite.cli import confirm
+from twinsite.cli.command import Context, command
+from twinsite.cli.output import age, local
+from twinsite.cli.plain import enum_word
+
+
+@click.group()
+def vm() -> None:
+    """VMs: protect, test, fail over."""
+
+
+@vm.command(name="list")
+@click.option("--unprotected", is_flag=True, help="Only VMs that are not protected.")
+@command()
+async def list_(context: Context, unprotected: bool) -> None:
+    """VMs of all hosts and how their replication does.
+
+    \b
+    twinsite vm list
+    twinsite vm list --unprotected -o name
+    """
+    async with context.connect() as api:
+        answer = await api.machines.List(admin_pb2.Empty())
+    found = [m for m in answer.machines if not (unprotected and m.HasField("protection"))]
+    columns = ("NAME", "HEALTH", "STATE", "CLOUD", "HOST", "RPO/TARGET", "POINTS", "TERM", "AGE")
+    context.output.items("VmList", found, columns, [_row(context, machine) for machine in found])
+
+
+def _row(context: Context, m: admin_pb2.MachineView) -> tuple[str, ...]:
+    if not m.HasField("protection"):
+        return (m.name, "", "not protected", m.cloud, m.host, "", "", "", age(m.last_seen, context.clock.now()))
+    p = m.protection
+    since = age(p.protected_since, context.clock.now())
+    return (
+        m.name,
+        context.output.health(p.health),
+        _state(p),
+        m.cloud,
+        m.host,
+        _rpo(p),
+        str(p.points),
+        str(p.term),
+        since,
+    )
+
+
+def _state(p: admin_pb2.Protection) -> str:
+    if p.state == "initial" and p.initial_total_bytes:
+        return f"initial {100 * p.initial_done_bytes // p.initial_total_bytes} %"
+    return p.state.replace("_", " ")
+
+
+def _rpo(p: admin_pb2.Protection) -> str:
+    now = units.duration(p.rpo_age_seconds) if p.rpo_known else "<none>"
+    return f"{now}/{units.duration(p.frequency_seconds)}"
+
+
+@vm.command()
+@click.argument("name")
+@command()
+async def show(context: Context, name: str) -> None:
+    """One VM: disks, replication, points.
+
+    \b
+    twinsite vm show web01
+    """
+    async with context.connect() as api:
+        m = await api.machines.Show(admin_pb2.ShowRequest(name=name))
+    power = enum_word(m.machine.DESCRIPTOR.fields_by_name["power"].enum_type, m.machine.power)
+    facts = [
+        ("Name", f"{m.name}  ({m.id})"),
+        ("Host", f"{m.host} in {m.cloud or '<no cloud>'} of {m.server}"),
+        ("Power", power),
+        ("Disks", ", ".join(f"{disk.name} {units.size(disk.size_bytes)}" for disk in m.machine.disks)),
+    ]
+    if m.HasField("protection"):
+        facts += _protection(context, m.protection)
+    else:
+        facts.append(("Protection", f"none  (twinsite vm protect {m.name} --pair SOURCE:TARGET)"))
+    context.output.one("Vm", m, facts)
+
+
+def _protection(context: Context, p: admin_pb2.Protection) -> list[tuple[str, str]]:
+    saved = f", {p.changed_bytes / p.wire_bytes:.1f} : 1 on the wire" if p.wire_bytes else ""
+    return [
+        ("Health", context.output.health(p.health)),
+        ("Reason", p.reason),
+        ("State", _state(p)),
+        ("Pair", p.pair),
+        ("Replica on", p.target_host),
+        ("Owner", f"{p.owner_host}, term {p.term}"),
+        ("RPO", f"now {_rpo(p).replace('/', ', target ')}"),
+        ("Newest point", f"{p.newest_cycle}, {local(p.newest_instant)}" if p.newest_cycle else ""),
+        ("Points", str(p.points)),
+        ("Cycles", f"{p.cycles}, last took {p.last_cycle_seconds:.1f} s"),
+        ("Changed", f"{units.size(p.changed_bytes)}, sent {units.size(p.wire_bytes)}{saved}"),
+        ("Failed over to", str(p.failover_cycle) if p.failover_cycle else ""),
+        ("Tests", ", ".join(p.tests)),
+        ("Protected since", local(p.protected_since)),
+    ]
+
+
+@vm.command()
+@click.argument("name")
+@click.option("--pair", required=True, help="SOURCE:TARGET clouds.")
+@click.option("--target-host", default="", help="The host in the target cloud with the most room unless told.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
+@command(mutates=True, waits=True)
+async def protect(context: Context, name: str, pair: str, target_host: str, yes: bool, dry_run: bool) -> None:
+    """Replicate a VM to the pair's target cloud; ends when it can be failed over.
+
+    \b
+    twinsite vm protect web01 --pair gold-a:gold-b
+    """
+    request = admin_pb2.ProtectRequest(name=name, pair=pair, target_host=target_host, dry_run=True)
+    async with context.connect() as api:
+        plan = await api.machines.Protect(request)
+        confirm.show(plan.consequences, plan.warnings)
+        if dry_run:
+            return
+        confirm.yes(f"protecting {name}", given=yes, no_input=context.no_input)
+        request.dry_run = False
+        answer = await api.machines.Protect(request)
+        await context.finish(api, answer.job_id, following=f"twinsite vm test {name}")
+
+
+@vm.command()
+@click.argument("name")
+@click.option("--keep-replica/--delete-replica", "keep", default=None, help="The policy of the pair unless told.")
+@click.option("--confirm", "confirmed", help="The VM's name.")
+@click.option("--reason", help="Goes to the audit log; --delete-replica needs one.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
+@command(mutates=True, waits=True)
+async def unprotect(
+    context: Context, name: str, keep: bool | None, confirmed: str | None, reason: str | None, dry_run: bool
+) -> None:
+    """Stop replicating a VM; the VM itself stays as it is.
+
+    \b
+    twinsite vm unprotect web01 --keep-replica --confirm web01
+    """
+    request = admin_pb2.MachineActionRequest(
+        name=name, dry_run=True, keep_replica=keep is True, delete_replica=keep is False
+    )
+    async with context.connect() as api:
+        plan = await api.machines.Unprotect(request)
+        confirm.show(plan.consequences, plan.warnings)
+        if dry_run:
+            return
+        action = f"unprotecting {name}"
+        confirm.typed_name(action, name, given=confirmed, no_input=context.no_input)
+        request.reason = reason or ""
+        if keep is False:
+            request.reason = confirm.reason(action, given=reason, no_input=context.no_input)
+            _fresh(context, action)
+        request.dry_run = False
+        answer = await api.machines.Unprotect(request)
+        await context.finish(api, answer.job_id)
+
+
+@vm.command()
+@click.argument("name")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@command(mutates=True, waits=True)
+async def pause(context: Context, name: str, yes: bool) -> None:
+    """Stop sending cycles for now; changes go on being tracked, points stay.
+
+    \b
+    twinsite vm pause web01 -y
+    """
+    confirm.yes(f"pausing {name}: its RPO grows until it is resumed", given=yes, no_input=context.no_input)
+    async with context.connect() as api:
+        answer = await api.machines.Pause(admin_pb2.MachineActionRequest(name=name))
+        context.output.done(f"replication of {name} is paused", following=f"twinsite vm resume {name}")
+        await context.finish(api, answer.job_id)
+
+
+@vm.command()
+@click.argument("name")
+@command(mutates=True, waits=True)
+async def resume(context: Context, name: str) -> None:
+    """Go on with a paused replication.
+
+    \b
+    twinsite vm resume web01
+    """
+    async with context.connect() as api:
+        answer = await api.machines.Resume(admin_pb2.MachineActionRequest(name=name))
+        context.output.done(f"replication of {name} goes on", following=f"twinsite vm show {name}")
+        await context.finish(api, answer.job_id)
+
+
+@vm.command()
+@click.argument("name")
+@click.option("--point", type=click.IntRange(1), default=None, help="Of `twinsite point list`; the newest unless told.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
+@command(mutates=True, waits=True)
+async def test(context: Context, name: str, point: int | None, dry_run: bool) -> None:
+    """Start a throw-away copy "NAME - Test" from a point, on no network; replication goes on.
+
+    \b
+    twinsite vm test web01
+    twinsite vm test web01 --point 41
+    """
+    async with context.connect() as api:
+        answer = await api.machines.Test(admin_pb2.TestRequest(name=name, cycle=point or 0, dry_run=dry_run))
+        if dry_run:
+            confirm.show(answer.consequences, answer.warnings)
+            return
+        await context.finish(api, answer.job_id, following=f"twinsite vm test-cleanup {name}")
+
+
+@vm.command(name="test-cleanup")
+@click.argument("name")
+@command(mutates=True, waits=True)
+async def test_cleanup(context: Context, name: str) -> None:
+    """Stop and delete the test copies of a VM.
+
+    \b
+    twinsite vm test-cleanup web01
+    """
+    async with context.connect() as api:
+        answer = await api.machines.TestCleanup(admin_pb2.MachineActionRequest(name=name))
+        if not answer.job_id:
+            context.output.done(f"there is no test of {name}")
+        await context.finish(api, answer.job_id)
+
+
+@vm.command()
+@click.argument("name")
+@click.option("--point", type=click.IntRange(1), default=None, help="Of `twinsite point list`; the newest unless told.")
+@click.option("--shutdown-source/--leave-source", default=False, help="Try to stop the source first; never waits long.")
+@click.option("--confirm", "confirmed", help="The VM's name.")
+@click.option("--reason", help="Goes to the audit log.")
+@click.option("--dry-run", is_flag=True, help="Say what would be lost and fenced; change nothing.")
+@command(mutates=True, waits=True)
+async def failover(
+    context: Context,
+    name: str,
+    point: int | None,
+    shutdown_source: bool,
+    confirmed: str | None,
+    reason: str | None,
+    dry_run: bool,
+) -> None:
+    """Unplanned failover: run the VM from its replica; the source site may be dead.
+
+    \b
+    twinsite vm failover web01 --dry-run
+    twinsite vm failover web01 --confirm web01 --reason "site A lost power"
+    """
+    request = admin_pb2.FailoverRequest(name=name, cycle=point or 0, shutdown_source=shutdown_source, dry_run=True)
+    async with context.connect() as api:
+        plan = await api.machines.Failover(request)
+        context.output.note(f"UNPLANNED FAILOVER of {name}")
+        confirm.show(plan.consequences, plan.warnings)
+        if dry_run:
+            return
+        action = f"failing over {name}"
+        confirm.typed_name(action, name, given=confirmed, no_input=context.no_input)
+        request.reason = confirm.reason(action, given=reason, no_input=context.no_input)
+        _fresh(context, action)
+        request.dry_run = False
+        answer = await api.machines.Failover(request)
+        await context.finish(api, answer.job_id, following=f"twinsite vm show {name}")
+
+
+def _fresh(context: Context, action: str) -> None:
+    logged_in = float(context.home.context()["logged_in"])
+    confirm.fresh_login(action, age_seconds=context.clock.now() - logged_in)

@@ -1,0 +1,127 @@
+"""Following a job: progress on stderr, JSON Lines on stdout, Ctrl-C detaches and never cancels."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from typing import Final, Self
+
+from twinsite import units
+from twinsite.api.coordinator.v1 import admin_pb2
+from twinsite.cli.command import Detached
+from twinsite.cli.output import Output, emit
+from twinsite.cli.plain import to_plain
+from twinsite.cli.session import Api
+from twinsite.errors import Unreachable
+
+FINAL: Final = frozenset({"succeeded", "completed_with_errors", "failed", "cancelled"})
+EXIT: Final = {"succeeded": 0, "completed_with_errors": 3, "failed": 1, "cancelled": 1}
+TIMED_OUT: Final = 8
+
+
+async def changes(api: Api, job_id: str) -> AsyncIterator[admin_pb2.Job]:
+    """The job at every change, last when it is final; goes on over a restart of the coordinator."""
+    while True:
+        try:
+            async for job in api.jobs.Watch(admin_pb2.ShowRequest(name=job_id)):
+                yield job
+                if job.state in FINAL:
+                    return
+        except Unreachable:
+            await asyncio.sleep(0.5)  # noqa: TID251  # a person's terminal; no clock to move
+
+
+async def follow(api: Api, job_id: str, output: Output, *, timeout: float | None) -> int:
+    """Wait for the job, show it, say how it ended; the exit code. Raises Detached on Ctrl-C."""
+    try:
+        async with asyncio.timeout(timeout or None):
+            job = await _watch(api, job_id, output)
+    except TimeoutError:
+        output.note(f"job {job_id} still runs after {units.duration(timeout or 0)}; twinsite job watch {job_id}")
+        return TIMED_OUT
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        raise Detached(job_id) from None
+    if output.json:
+        emit({"message_type": "summary", "job": to_plain(job)})
+    _say(job, output)
+    return EXIT[job.state]
+
+
+async def _watch(api: Api, job_id: str, output: Output) -> admin_pb2.Job:
+    last = admin_pb2.Job()
+    with _bar(output) as show:
+        async for job in changes(api, job_id):
+            last = job
+            if output.json and job.state not in FINAL:
+                emit({"message_type": "status", "job": to_plain(job)})
+            show(job)
+    return last
+
+
+class _bar:  # noqa: N801  # reads as a function
+    """A live line per task on a terminal, one line per finished task elsewhere."""
+
+    def __init__(self, output: Output) -> None:
+        self.live = None
+        self.output = output
+        self.told: set[str] = set()
+        if not output.quiet and not output.json and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self.live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TextColumn("{task.fields[detail]}"),
+                TimeElapsedColumn(),
+                TextColumn("^C detaches"),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self.row = self.live.add_task("", total=100, detail="")
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def __call__(self, job: admin_pb2.Job) -> None:
+        running = [task for task in job.tasks if task.state in ("in_progress", "waiting_for_action")]
+        if self.live:
+            task = running[-1] if running else (job.tasks[-1] if job.tasks else admin_pb2.Task())
+            done = sum(task.state in FINAL for task in job.tasks)
+            description = f"job {job.id} {job.kind}  step {min(done + 1, len(job.tasks))}/{len(job.tasks)} {task.name}"
+            self.live.update(self.row, description=description, completed=task.percent, detail=_detail(task))
+            return
+        for task in job.tasks:
+            if task.state in FINAL and task.id not in self.told and not self.output.json:
+                self.told.add(task.id)
+                self.output.note(f"  {task.name}: {task.state}{f' ({task.message})' if task.message else ''}")
+
+
+def _detail(task: admin_pb2.Task) -> str:
+    if not task.bytes_total:
+        return task.message
+    text = f"{units.size(task.bytes_done)} of {units.size(task.bytes_total)}"
+    if task.bytes_per_second:
+        text += f"  {units.size(int(task.bytes_per_second))}/s  eta {units.duration(task.eta_seconds)}"
+    return text
+
+
+def _say(job: admin_pb2.Job, output: Output) -> None:
+    length = units.duration(max(0, job.ended.seconds - job.created.seconds))
+    output.note(f"job {job.id} {job.kind} {job.target}: {job.state.replace('_', ' ')} in {length}")
+    for task in job.tasks:
+        if task.HasField("error"):
+            output.note(f"  {task.name}: {task.error.message}  ({task.error.code})")
+            for label, text in (
+                ("Cause:", task.error.cause),
+                ("State:", task.error.still_works),
+                ("Next:", task.error.next_step),
+            ):
+                if text:
+                    output.note(f"    {label:<8} {text}")
