@@ -120,14 +120,14 @@ async def record(
 async def verify(connection: AsyncConnection) -> int | None:
     """The sequence of the first entry that is altered or missing; None when the chain is whole."""
     expected, prev = 1, GENESIS
-    result = await connection.stream(sa.select(entries).order_by(entries.c.sequence))
-    async for row in result:
-        entry = Entry(**row._mapping)  # noqa: SLF001  # SQLAlchemy's public way to a row's columns by name
-        if entry.sequence != expected:
-            return expected
-        if entry.prev != prev or entry.hash != entry.digest():
-            return entry.sequence
-        expected, prev = expected + 1, entry.hash
+    async with connection.stream(sa.select(entries).order_by(entries.c.sequence)) as result:
+        async for row in result.mappings():
+            entry = Entry(**row)
+            if entry.sequence != expected:
+                return expected
+            if entry.prev != prev or entry.hash != entry.digest():
+                return entry.sequence
+            expected, prev = expected + 1, entry.hash
     return None
 
 
