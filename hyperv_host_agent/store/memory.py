@@ -102,7 +102,7 @@ class MemoryStore:
         return self.capacity
 
     def crash(self, keep_unsynced: Callable[[str, int], int] = lambda _vm_id, _staged: 0) -> None:
-        """Lose what was not synced; of `staged` such batches of a VM the first `keep_unsynced(vm_id, staged)` survive."""
+        """Lose what was not synced; of `staged` such batches of a VM the first `keep_unsynced(vm_id, staged)` stay."""
         self._boot += 1
         for vm_id, kept in self._kept.items():
             if kept.receiving:
