@@ -37,8 +37,8 @@ def filled(folder: Path) -> FingerprintIndex:
 
 
 def test_an_applied_cycle_is_described_after_a_restart(tmp_path: Path):
-    filled(tmp_path: Path).close()
-    with FingerprintIndex(tmp_path: Path) as index:
+    filled(tmp_path).close()
+    with FingerprintIndex(tmp_path) as index:
         assert index.base == cycle(1)
         assert index.get("a", Run(2, 3)) == prints(12, 13) + ZERO_FINGERPRINT
         assert index.get(VDB.id, Run(6, 2)) == ZERO_FINGERPRINT + prints(77)
@@ -46,13 +46,13 @@ def test_an_applied_cycle_is_described_after_a_restart(tmp_path: Path):
 
 
 def test_a_sealed_cycle_survives_a_restart_and_changes_nothing_until_it_is_applied(tmp_path: Path):
-    index = filled(tmp_path: Path)
+    index = filled(tmp_path)
     staging = index.stage(cycle(2), [VDA, VDB], parent=cycle(1))
     staging.put("a", [1, 3, 90], prints(21, 23, 290))
     staging.zero("a", Run(2, 1))
     staging.seal()
     index.close()
-    with FingerprintIndex(tmp_path: Path) as index:
+    with FingerprintIndex(tmp_path) as index:
         assert (index.base, index.staged) == (cycle(1), cycle(2))
         assert index.get("a", Run(0, 4)) == prints(10, 11, 12, 13)
         index.apply(cycle(2))
@@ -63,10 +63,10 @@ def test_a_sealed_cycle_survives_a_restart_and_changes_nothing_until_it_is_appli
 
 
 def test_a_dropped_or_unsealed_cycle_leaves_no_trace(tmp_path: Path):
-    index = filled(tmp_path: Path)
+    index = filled(tmp_path)
     index.stage(cycle(2), [VDA, VDB], parent=cycle(1)).put("a", [1], prints(21))
     index.close()
-    with FingerprintIndex(tmp_path: Path) as index:
+    with FingerprintIndex(tmp_path) as index:
         assert index.staged is None
         staging = index.stage(cycle(2), [VDA, VDB], parent=cycle(1))
         staging.put("a", [1], prints(21))
@@ -78,14 +78,14 @@ def test_a_dropped_or_unsealed_cycle_leaves_no_trace(tmp_path: Path):
 
 
 def test_only_differing_clusters_are_named(tmp_path: Path):
-    with filled(tmp_path: Path) as index:
+    with filled(tmp_path) as index:
         assert index.differing("a", Run(0, 4), prints(10, 11, 12, 13)) == []
         assert index.differing("a", Run(1, 4), prints(11, 99, 13, 98)) == [2, 4]
         assert index.differing("unknown", Run(5, 2), prints(0, 1)) == [6]
 
 
 def test_a_cycle_on_another_parent_is_refused(tmp_path: Path):
-    with filled(tmp_path: Path) as index:
+    with filled(tmp_path) as index:
         with pytest.raises(ValueError, match="does not describe cycle 5"):
             index.stage(cycle(6), [VDA], parent=cycle(5))
         index.stage(cycle(2), [VDA, VDB], parent=cycle(1)).seal()
@@ -94,19 +94,19 @@ def test_a_cycle_on_another_parent_is_refused(tmp_path: Path):
 
 
 def test_a_whole_content_replaces_what_was_there(tmp_path: Path):
-    with filled(tmp_path: Path) as index:
+    with filled(tmp_path) as index:
         staging = index.stage(cycle(9), [VDA], parent=None)
         staging.put("a", [3], prints(5))
         staging.seal()
         index.apply(cycle(9))
         assert index.get("a", Run(0, 4)) == prints(0, 0, 0, 5)
         assert index.get(VDB.id, Run(7, 1)) == ZERO_FINGERPRINT
-    with FingerprintIndex(tmp_path: Path) as index:
+    with FingerprintIndex(tmp_path) as index:
         assert index.base == cycle(9)
 
 
 def test_what_a_shrunk_disk_lost_is_zero_when_it_grows_again(tmp_path: Path):
-    with filled(tmp_path: Path) as index:
+    with filled(tmp_path) as index:
         for number, size in ((2, 2 * CLUSTER), (3, 50 * CLUSTER)):
             index.stage(cycle(number), [DiskGeometry("a", size), VDB], parent=cycle(number - 1)).seal()
             index.apply(cycle(number))
@@ -114,7 +114,7 @@ def test_what_a_shrunk_disk_lost_is_zero_when_it_grows_again(tmp_path: Path):
 
 
 def test_a_thin_disk_has_a_thin_index(tmp_path: Path):
-    with FingerprintIndex(tmp_path: Path) as index:
+    with FingerprintIndex(tmp_path) as index:
         big = DiskGeometry("big", 1 << 42)  # 4 TiB: 1 GiB of fingerprints, if they were written
         staging = index.stage(cycle(1), [big], parent=None)
         staging.zero("big", Run(0, 10_000_000))
@@ -136,17 +136,17 @@ def test_a_thin_disk_has_a_thin_index(tmp_path: Path):
     ],
 )
 def test_a_damaged_index_describes_nothing(tmp_path: Path, damage: Callable[[Path], object]):
-    filled(tmp_path: Path).close()
-    damage(tmp_path: Path)
-    with FingerprintIndex(tmp_path: Path) as index:
+    filled(tmp_path).close()
+    damage(tmp_path)
+    with FingerprintIndex(tmp_path) as index:
         assert index.base is None
         assert index.get("a", Run(0, 4)) == 4 * ZERO_FINGERPRINT
-    with FingerprintIndex(tmp_path: Path) as index:
+    with FingerprintIndex(tmp_path) as index:
         assert index.base is None
 
 
 def test_a_damaged_staged_cycle_empties_the_index_instead_of_half_filling_it(tmp_path: Path):
-    index = filled(tmp_path: Path)
+    index = filled(tmp_path)
     staging = index.stage(cycle(2), [VDA, VDB], parent=cycle(1))
     staging.put("a", [1], prints(21))
     staging.seal()
@@ -157,7 +157,7 @@ def test_a_damaged_staged_cycle_empties_the_index_instead_of_half_filling_it(tmp
         index.apply(cycle(2))
     assert index.base is None
     index.close()
-    with FingerprintIndex(tmp_path: Path) as index:
+    with FingerprintIndex(tmp_path) as index:
         assert index.base is None
 
 
