@@ -80,13 +80,25 @@ class TestVault:
     ) -> Credentials:
         """`begins` and `ends` in seconds from now."""
         key = key or keys.new_key()
+        chain = self.chain_for(identity, key.public_key(), begins=begins, ends=ends)
+        return Credentials.of(key, chain, self.roots_pem, meta or {})
+
+    def chain_for(
+        self,
+        identity: Identity,
+        public_key: ec.EllipticCurvePublicKey,
+        *,
+        begins: float = -300.0,
+        ends: float = 30 * DAY,
+    ) -> bytes:
+        """A certificate and the issuing CA's, PEM: for a key pair whose private half is elsewhere."""
         now = dt.datetime.now(dt.UTC)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri), x509.DNSName(identity.dns)]
         certificate = (
             x509.CertificateBuilder()
             .subject_name(_name(identity.id, self.vault))
             .issuer_name(self.issuing.certificate.subject)
-            .public_key(key.public_key())
+            .public_key(public_key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now + dt.timedelta(seconds=begins))
             .not_valid_after(now + dt.timedelta(seconds=ends))
@@ -95,8 +107,7 @@ class TestVault:
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .sign(self.issuing.key, hashes.SHA256())
         )
-        chain = _pem(certificate) + _pem(self.issuing.certificate)
-        return Credentials.of(key, chain, self.roots_pem, meta or {})
+        return _pem(certificate) + _pem(self.issuing.certificate)
 
     def _authority(self, parent: "_Authority | None", name: str) -> _Authority:
         key = keys.new_key()

@@ -1,0 +1,5 @@
+"""`python -m twinsite.cli`."""
+
+from twinsite.cli.main import run
+
+run()
