@@ -125,7 +125,7 @@ class Caller:
     role: str
     name: str
     address: str  # IP address without port
-    serial: str = ""  # of the certificate, hex
+    certificate: x509.Certificate | None = None  # the one shown for this call
 
 
 Metadata = Mapping[str, str]  # text entries of the call; of a repeated key the last
@@ -138,7 +138,7 @@ class Judge(Protocol):
         self, identity: Identity, certificate: x509.Certificate, rule: Rule, metadata: Metadata, method: str
     ) -> Caller:
         """The caller, its state, serial, key and (if the rule wants it) token checked; whether the rule admits it is
-        the gate's to decide. `Caller.address` may be left empty. Raises Unauthenticated.
+        the gate's to decide, who also fills in address and certificate. Raises Unauthenticated.
         """
         ...
 
@@ -160,7 +160,7 @@ class VaultMembers:
         facts = {identity.id, keys.serial_of(certificate), keys.spki_sha256(certificate)}
         if identity.vault != self.vault or facts & self.denied:
             raise NotCurrent(identity)
-        return Caller(identity, identity.kind, identity.id, "", keys.serial_of(certificate))
+        return Caller(identity, identity.kind, identity.id, "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,7 +341,7 @@ class Gate(grpc.aio.ServerInterceptor):
         if presented is None:
             _caller.set(Caller(None, "", "", address))
             return
-        identity, serial, certificate = presented
+        identity, _, certificate = presented
         metadata = {_text(k): v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
         found = await self._judge.admit(identity, certificate, rule, metadata, method)
         if call is not None and call.cut:
@@ -349,7 +349,7 @@ class Gate(grpc.aio.ServerInterceptor):
         who = f"user:{found.role}" if identity.kind == "user" else identity.kind
         if who not in rule.callers and "anyone" not in rule.callers:
             raise NotAllowed(who, method, rule.callers)
-        _caller.set(Caller(identity, found.role, found.name, address, serial))
+        _caller.set(Caller(identity, found.role, found.name, address, certificate))
 
     async def _refused(self, refusal: Refusal) -> None:
         log.info(
