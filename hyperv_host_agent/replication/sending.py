@@ -57,10 +57,11 @@ class TargetFailed:
 
 @dataclass(frozen=True, slots=True)
 class SourceKnown:
-    """Reply to AskSource: `ChangeSource.status()` after `start()`."""
+    """Reply to AskSource."""
 
-    anchor: Committed | None
-    whole: bool  # Tracking.OK
+    anchor: Committed | None  # of `ChangeSource.status()`
+    disks: tuple[DiskGeometry, ...]  # `ChangeSource.disks()`
+    index: bool  # the fingerprint index exists and is undamaged
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +115,15 @@ class SliceRead:
 
 
 @dataclass(frozen=True, slots=True)
+class Applied:
+    """Reply to ApplyPending."""
+
+    sound: bool  # False: pending fingerprints of that cycle were missing or damaged, the index cannot be trusted
+
+
+@dataclass(frozen=True, slots=True)
 class Durable:
-    """Ack of the target: batches 1..sequence survive its crash."""
+    """Ack of the target: batches 1..sequence survive its crash; the spool may release them."""
 
     stream: int
     sequence: int
@@ -148,6 +156,7 @@ Event = (
     | PointOpened
     | PointRead
     | SliceRead
+    | Applied
     | Durable
     | CommitAcked
     | StreamLost
@@ -177,7 +186,7 @@ class AskTarget:
 
 @dataclass(frozen=True, slots=True)
 class AskSource:
-    """`ChangeSource.start()`, then `status()`. Replies SourceKnown or SourceFailed."""
+    """`ChangeSource.start()`, then `status()` and `disks()`. Replies SourceKnown or SourceFailed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,11 +256,10 @@ class StorePending:
 
 @dataclass(frozen=True, slots=True)
 class ApplyPending:
-    """Move the stored pending fingerprints of this cycle into the index and make it durable; then they may go.
+    """Put the stored pending fingerprints of this cycle into the index, durably. Replies Applied.
 
-    Repeatable, also after a crash in the middle: `Persist` comes after it. `complete` says the cycle brought every
-    cluster: the index starts empty. Disks that are not in the header leave the index, sizes become the header's.
-    Reply: none. When the pending fingerprints of this id do not exist, the index must stay as it is.
+    Repeatable: they stay until DropPending, so a crash in the middle repeats it. `complete`: the cycle brought every
+    cluster, the index starts empty. Disks that are not in the header leave the index, sizes become the header's.
     """
 
     header: CycleHeader
@@ -260,7 +268,7 @@ class ApplyPending:
 
 @dataclass(frozen=True, slots=True)
 class DropPending:
-    """Forget pending fingerprints of a cycle that will not arrive. Repeatable."""
+    """Forget pending fingerprints: they are applied, or their cycle will not arrive. Repeatable."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,11 @@ class Flight:
     def named(self) -> Committed:
         return Committed(self.header.number, self.header.id)
 
+    @property
+    def complete(self) -> bool:
+        """It brings every cluster of every disk."""
+        return self.checkpoint is not None and not self.suppressed
+
 
 @dataclass(frozen=True, slots=True)
 class SenderState:
@@ -47,7 +52,8 @@ class SenderState:
     term: int = 0
     committed: Committed | None = None  # newest cycle known to be held by the target and applied here
     disks: tuple[DiskGeometry, ...] = ()  # of that cycle
-    recoverable: bool = False  # that cycle is consistent; False: a copy that waits for its delta
+    recoverable: bool = False  # that cycle is consistent; False: a copy that waits for its delta, or not known
+    instant: float = 0.0  # of the newest consistent cycle at the target, seconds since 1970; 0: none
     trusted: bool = False  # the fingerprint index describes exactly `committed`
     flight: Flight | None = None
 
@@ -62,6 +68,7 @@ def dump(state: SenderState) -> bytes:
             "committed": state.committed and [state.committed.number, state.committed.id.hex()],
             "disks": _disks(state.disks),
             "recoverable": state.recoverable,
+            "instant": state.instant,
             "trusted": state.trusted,
             "flight": flight
             and {
@@ -92,6 +99,7 @@ def load(data: bytes) -> SenderState:
         committed=Committed(tree["committed"][0], bytes.fromhex(tree["committed"][1])) if tree["committed"] else None,
         disks=_geometry(tree["disks"]),
         recoverable=tree["recoverable"],
+        instant=tree["instant"],
         trusted=tree["trusted"],
         flight=Flight(
             header=_cycle(flight["header"]),

@@ -1,0 +1,99 @@
+"""What a source makes of what the target and its own change tracking say; pure.
+
+Three witnesses know a cycle: the target (`TargetState.committed`), the sender's state (`SenderState.committed`, which
+the fingerprint index belongs to) and the change source (its anchor, which its dirty clusters count from). A cycle of
+changes may stand only on a cycle all that it relies on agree about; otherwise everything is looked at.
+"""
+
+import enum
+from dataclasses import dataclass, replace
+
+from hyperv_host_agent.replication.cycle import Committed, DiskGeometry, Kind, TargetState
+from hyperv_host_agent.replication.state import Flight, SenderState
+
+
+class Fate(enum.Enum):
+    """Of a cycle on its way, once the target was asked."""
+
+    ARRIVED = "arrived"
+    GOES_ON = "goes on"
+    GIVEN_UP = "given up"  # its changes belong to the next one
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Of the next cycle."""
+
+    kind: Kind
+    suppress: bool  # what the fingerprint index says the target has is left out
+
+
+def fate(flight: Flight, target: TargetState, durable: int | None) -> Fate:
+    """Of a cycle on its way. `durable`: batches the target acked that cannot be had again, None: no batch can (the
+    spool died with its process).
+    """
+    header = flight.header
+    if target.committed == flight.named:
+        return Fate.ARRIVED
+    stands = (
+        target.committed is None
+        if header.parent == 0
+        else target.committed == Committed(header.parent, header.parent_id)
+    )
+    if not stands:
+        return Fate.GIVEN_UP
+    if flight.checkpoint is not None:
+        # Behind its own ack: another store, or an older copy of it. What it has of the cycle is not what was acked.
+        return Fate.GOES_ON if held(flight, target) >= flight.checkpoint.sequence else Fate.GIVEN_UP
+    if durable is None or held(flight, target) < durable:
+        return Fate.GIVEN_UP
+    return Fate.GOES_ON
+
+
+def held(flight: Flight, target: TargetState) -> int:
+    """Batches of the cycle that are durable at the target."""
+    unfinished = target.unfinished
+    if unfinished is None or Committed(unfinished.number, unfinished.id) != flight.named:
+        return 0
+    return unfinished.durable
+
+
+def adopt(state: SenderState, target: TargetState) -> SenderState:
+    """The state once the target's word counts: its newest cycle is what the next one stands on.
+
+    If that is not the cycle this side believed in (the target was replaced or restored, or this side's state was), the
+    fingerprint index describes another cycle than the target has and suppresses nothing until it is rebuilt.
+    """
+    if state.committed == target.committed:
+        return state
+    return replace(state, committed=target.committed, disks=(), recoverable=False, trusted=False)
+
+
+def plan(state: SenderState, anchor: Committed | None, *, whole: bool) -> Plan:
+    """Of the next cycle on an adopted state; `whole`: the source knows everything written since its anchor.
+
+    Dirty clusters are those since the anchor, so they are enough only if the target has exactly that cycle. If not,
+    everything is read, and the index, as long as it is sound, still keeps what the target has off the wire.
+    """
+    if state.committed is None:
+        return Plan(Kind.INITIAL, suppress=False)
+    if whole and anchor == state.committed:
+        return Plan(Kind.DELTA, suppress=state.trusted)
+    return Plan(Kind.RESYNC, suppress=state.trusted)
+
+
+def added(state: SenderState, disks: tuple[DiskGeometry, ...]) -> frozenset[str]:
+    """Disks the target does not have in the committed cycle: sent whole, zeros too, since layers of a disk that was
+    once there may lie below. With an adopted cycle the disks are not known, but the anchor is that cycle, and a disk
+    that came since is dirty from end to end.
+    """
+    if not state.disks:
+        return frozenset()
+    known = {disk.id for disk in state.disks}
+    return frozenset(disk.id for disk in disks if disk.id not in known)
+
+
+def copyable(flight: Flight, disks: tuple[DiskGeometry, ...], *, index: bool) -> bool:
+    """Whether a copy can go on: no disk of it went away or shrank, and the index it relies on is still there."""
+    sizes = {disk.id: disk.size for disk in disks}
+    return all(sizes.get(disk.id, -1) >= disk.size for disk in flight.header.disks) and (index or not flight.suppressed)
