@@ -1,0 +1,237 @@
+"""What may be wrong with a pair, a policy or a request to protect a VM."""
+
+from twinsite.errors import Aborted, Conflict, Failed, InvalidInput, Precondition, Unreachable
+from twinsite.units import size
+
+
+class InvalidPolicy(InvalidInput):
+    public = "{error.what} must be {error.least} to {error.most} {error.unit}, it is {error.value}"
+    still_works = "nothing was changed"
+    next_step = "correct the value"
+
+    def __init__(self, what: str, value: int, least: int, most: int, unit: str) -> None:
+        self.what, self.value, self.least, self.most, self.unit = what, value, least, most, unit
+
+
+class SameCloud(InvalidInput):
+    public = "cloud {error.cloud} cannot be paired with itself"
+    still_works = "nothing was changed"
+    next_step = "name another target cloud: twinsite cloud list"
+
+    def __init__(self, cloud: str) -> None:
+        self.cloud = cloud
+
+
+class CloudIsPaired(Conflict):
+    public = "cloud {error.cloud} is in pair {error.pair} already"
+    cause = "a cloud belongs to one pair only, as source or as target"
+    still_works = "nothing was changed"
+    next_step = "twinsite pair remove {error.pair}, or name another cloud"
+
+    def __init__(self, cloud: str, pair: str) -> None:
+        self.cloud, self.pair = cloud, pair
+
+
+class CloudIsMissing(Precondition):
+    public = "cloud {error.cloud} is not reported by its server any more"
+    still_works = "nothing was changed"
+    next_step = "twinsite cloud show {error.cloud}; check the provider's fabric file and its --sync-clouds choice"
+
+    def __init__(self, cloud: str) -> None:
+        self.cloud = cloud
+
+
+class CloudHasNoHost(Precondition):
+    public = "cloud {error.cloud} has no host group with a host"
+    still_works = "nothing was changed"
+    next_step = "put a host group with a registered host into the cloud: twinsite host list"
+
+    def __init__(self, cloud: str) -> None:
+        self.cloud = cloud
+
+
+class PairInUse(Precondition):
+    public = "pair {error.pair} cannot be removed: {error.count} VMs are protected through it ({error.machines})"
+    still_works = "nothing was changed; replication goes on"
+    next_step = "twinsite vm unprotect NAME for each of them"
+
+    def __init__(self, pair: str, machines: list[str]) -> None:
+        self.pair, self.count = pair, len(machines)
+        self.machines = ", ".join(machines[:5]) + (" …" if len(machines) > 5 else "")
+
+
+class PairNotReady(Precondition):
+    public = "pair {error.pair} is still being checked"
+    still_works = "nothing was changed"
+    next_step = "twinsite job wait {error.job_id}"
+
+    def __init__(self, pair: str, job_id: str) -> None:
+        self.pair, self.job_id = pair, job_id
+
+
+class AlreadyProtected(Conflict):
+    public = "VM {error.vm} is protected already, through pair {error.pair}"
+    still_works = "its replication goes on"
+    next_step = "twinsite vm show {error.vm}"
+
+    def __init__(self, vm: str, pair: str) -> None:
+        self.vm, self.pair = vm, pair
+
+
+class NotProtected(Precondition):
+    public = "VM {error.vm} is not protected"
+    still_works = "nothing was changed"
+    next_step = "twinsite vm protect {error.vm}"
+
+    def __init__(self, vm: str) -> None:
+        self.vm = vm
+
+
+class BeingUnprotected(Precondition):
+    public = "the protection of VM {error.vm} is being removed"
+    still_works = "nothing was changed"
+    next_step = "twinsite job wait {error.job_id}"
+
+    def __init__(self, vm: str, job_id: str) -> None:
+        self.vm, self.job_id = vm, job_id
+
+
+class NotInSourceCloud(Precondition):
+    public = "VM {error.vm} is in {error.place}, which is not the source of {error.pair}"
+    still_works = "nothing was changed"
+    next_step = "twinsite pair list; only VMs of a pair's source cloud can be protected through it"
+
+    def __init__(self, vm: str, cloud: str, pair: str) -> None:
+        self.vm = vm
+        self.place = f"cloud {cloud}" if cloud else "no cloud"
+        self.pair = f"pair {pair}" if pair else "any pair"
+
+
+class MachineIsMissing(Precondition):
+    public = "VM {error.vm} is not reported by host {error.host} now"
+    still_works = "nothing was changed"
+    next_step = "twinsite host show {error.host}"
+
+    def __init__(self, vm: str, host: str) -> None:
+        self.vm, self.host = vm, host
+
+
+class NotAnOriginal(Precondition):
+    public = "VM {error.vm} on {error.host} was started by a {error.purpose}; it cannot be protected"
+    still_works = "nothing was changed"
+    next_step = "protect the VM it is a copy of"
+
+    def __init__(self, vm: str, host: str, purpose: str) -> None:
+        self.vm, self.host = vm, host
+        self.purpose = "test failover" if purpose == "test" else "failover"
+
+
+class NoDisks(Precondition):
+    public = "VM {error.vm} has no disk, so there is nothing to replicate"
+    still_works = "nothing was changed"
+    next_step = "twinsite vm show {error.vm}"
+
+    def __init__(self, vm: str) -> None:
+        self.vm = vm
+
+
+class NotATargetHost(Precondition):
+    public = "host {error.host} is not in target cloud {error.cloud}"
+    still_works = "nothing was changed"
+    next_step = "leave out --target-host, or name one of: {error.hosts}"
+
+    def __init__(self, host: str, cloud: str, hosts: list[str]) -> None:
+        self.host, self.cloud, self.hosts = host, cloud, ", ".join(hosts) or "(the cloud has no host)"
+
+
+class SameHost(Precondition):
+    public = "VM {error.vm} cannot be replicated to the host it runs on"
+    still_works = "nothing was changed"
+    next_step = "name another target host"
+
+    def __init__(self, vm: str) -> None:
+        self.vm = vm
+
+
+class NoTargetHost(Precondition):
+    public = "no host of target cloud {error.cloud} can take the replica of {error.vm}"
+    cause = "{error.why}"
+    still_works = "nothing was changed"
+    next_step = "twinsite host list"
+
+    def __init__(self, vm: str, cloud: str, why: str) -> None:
+        self.vm, self.cloud, self.why = vm, cloud, why
+
+
+class LeftoverPending(Precondition):
+    public = "host {error.host} still has to clean up after an earlier protection of VM {error.vm}"
+    cause = "it was not connected when the protection was removed"
+    still_works = "nothing was changed"
+    next_step = "twinsite job show {error.job_id}; it ends when the host is connected. Or name another target host"
+
+    def __init__(self, vm: str, host: str, job_id: str) -> None:
+        self.vm, self.host, self.job_id = vm, host, job_id
+
+
+class TestsRunning(Precondition):
+    public = "VM {error.vm} has {error.count} running test failover(s)"
+    still_works = "nothing was changed"
+    next_step = "twinsite vm test-cleanup {error.vm}"
+
+    def __init__(self, vm: str, count: int) -> None:
+        self.vm, self.count = vm, count
+
+
+class FailoverRunning(Precondition):
+    public = "VM {error.vm} is being failed over"
+    still_works = "nothing was changed"
+    next_step = "twinsite job wait {error.job_id}"
+
+    def __init__(self, vm: str, job_id: str) -> None:
+        self.vm, self.job_id = vm, job_id
+
+
+class Overtaken(Aborted):
+    public = "the protection of VM {error.vm} was changed by another job"
+    still_works = "what that job did stands"
+    next_step = "twinsite vm show {error.vm}"
+
+    def __init__(self, vm: str) -> None:
+        self.vm = vm
+
+
+class DisksChanged(Aborted):
+    public = "VM {error.vm} has other disks now than when it was to be protected"
+    still_works = "nothing was left at the target"
+    next_step = "repeat twinsite vm protect {error.vm}"
+
+    def __init__(self, vm: str) -> None:
+        self.vm = vm
+
+
+class CleanUpPostponed(Unreachable):
+    public = "host {error.host} is not connected: {error.what} follows when it is (job {error.job_id})"
+    still_works = "everything else is done"
+    next_step = "twinsite job show {error.job_id}"
+
+    def __init__(self, host: str, what: str, job_id: str) -> None:
+        self.host, self.what, self.job_id = host, what, job_id
+
+
+class CleanUpFailed(Failed):
+    public = "host {error.host} could not finish: {error.why} (job {error.job_id} goes on trying)"
+    still_works = "everything else is done"
+    next_step = "twinsite job show {error.job_id}"
+
+    def __init__(self, host: str, why: str, job_id: str) -> None:
+        self.host, self.why, self.job_id = host, why, job_id
+
+
+class LowSpace(Precondition):
+    """Never raised at protect: a warning, since a mostly empty disk needs little."""
+
+    public = "host {error.host} has {error.free} free, the disks are {error.needed} when full"
+    next_step = "free space there, or name another target host"
+
+    def __init__(self, host: str, free: int, needed: int) -> None:
+        self.host, self.free, self.needed = host, size(free), size(needed)

@@ -1,0 +1,372 @@
+"""The only SQL of pairs and protected VMs. Functions take the caller's connection."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from coordinator.protection.model import Fence, Pair, Phase, Policy, Protected
+from coordinator.store.schema import table
+from twinsite.api.types.v1 import types_pb2
+
+pairs = table(
+    "pair",
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("source_cloud", sa.Text, nullable=False),
+    sa.Column("target_cloud", sa.Text, nullable=False),
+    sa.Column("frequency_seconds", sa.Integer, nullable=False),
+    sa.Column("additional_points", sa.Integer, nullable=False),
+    sa.Column("compression", sa.Boolean, nullable=False),
+    sa.Column("delete_replica", sa.Boolean, nullable=False),
+    sa.Column("active", sa.Boolean, nullable=False),
+    sa.Column("job_id", sa.Text, nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+)
+# A cloud belongs to one pair only, as source or as target; the key holds that on any database.
+pair_clouds = table(
+    "pair_cloud",
+    sa.Column("cloud_id", sa.Text, primary_key=True),
+    sa.Column("pair_id", sa.ForeignKey("ts_pair.id", ondelete="CASCADE"), nullable=False, index=True),
+)
+protected = table(
+    "protected",
+    sa.Column("vm_id", sa.Text, primary_key=True),
+    sa.Column("vm_name", sa.Text, nullable=False),
+    sa.Column("pair_id", sa.ForeignKey("ts_pair.id"), nullable=False, index=True),
+    sa.Column("source_host", sa.Text, nullable=False, index=True),
+    sa.Column("target_host", sa.Text, nullable=False, index=True),
+    sa.Column("owner_host", sa.Text, nullable=False),
+    sa.Column("term", sa.BigInteger, nullable=False),
+    sa.Column("phase", sa.Text, nullable=False),
+    sa.Column("paused", sa.Boolean, nullable=False),
+    sa.Column("disks", sa.JSON, nullable=False),  # [[id, bytes], …]
+    sa.Column("grant", sa.LargeBinary),  # types_pb2.SignedDocument
+    sa.Column("grant_expires", sa.Double, nullable=False),
+    sa.Column("job_id", sa.Text, nullable=False),
+    sa.Column("created", sa.Double, nullable=False),
+    sa.Column("keep_replica", sa.Boolean, nullable=False),
+    sa.Column("failover_cycle", sa.BigInteger, nullable=False),
+    sa.Column("failover_instant", sa.Double, nullable=False),
+    sa.Column("failed_over_at", sa.Double, nullable=False),
+)
+# Survives unprotecting: hosts keep the term they saw, and a lower one would be refused for ever.
+terms = table(
+    "vm_term",
+    sa.Column("vm_id", sa.Text, primary_key=True),
+    sa.Column("term", sa.BigInteger, nullable=False),
+)
+fences = table(
+    "fence",
+    sa.Column("vm_id", sa.Text, primary_key=True),
+    sa.Column("host_id", sa.Text, primary_key=True),
+    sa.Column("vm_name", sa.Text, nullable=False),
+    sa.Column("term", sa.BigInteger, nullable=False),
+)
+# What a host has to delete and could not be told yet.
+leftovers = table(
+    "leftover",
+    sa.Column("vm_id", sa.Text, primary_key=True),
+    sa.Column("host_id", sa.Text, primary_key=True),
+    sa.Column("job_id", sa.Text, nullable=False),
+)
+statuses = table(
+    "replication_status",
+    sa.Column("vm_id", sa.Text, primary_key=True),
+    sa.Column("host_id", sa.Text, primary_key=True),
+    sa.Column("received", sa.Double, nullable=False),
+    sa.Column("document", sa.LargeBinary, nullable=False),  # types_pb2.ReplicationStatus
+)
+points = table(
+    "point",
+    sa.Column("vm_id", sa.Text, primary_key=True),
+    sa.Column("host_id", sa.Text, primary_key=True),
+    sa.Column("cycle", sa.BigInteger, primary_key=True),
+    sa.Column("document", sa.LargeBinary, nullable=False),  # types_pb2.Point
+)
+published = table(
+    "assignments",
+    sa.Column("host_id", sa.Text, primary_key=True),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("document", sa.LargeBinary, nullable=False),  # types_pb2.Assignments
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """One host's last word on one VM."""
+
+    host_id: str
+    received: float  # seconds since 1970, by our clock
+    status: types_pb2.ReplicationStatus
+
+
+# ---- pairs ------------------------------------------------------------------------------------------------------
+
+
+def _pair(row: Mapping[Any, Any]) -> Pair:
+    return Pair(
+        id=row["id"],
+        name=row["name"],
+        source_cloud=row["source_cloud"],
+        target_cloud=row["target_cloud"],
+        policy=Policy(
+            frequency_seconds=row["frequency_seconds"],
+            additional_points=row["additional_points"],
+            compression=row["compression"],
+            delete_replica=row["delete_replica"],
+        ),
+        active=row["active"],
+        job_id=row["job_id"],
+        created=row["created"],
+    )
+
+
+async def list_pairs(connection: AsyncConnection) -> list[Pair]:
+    rows = await connection.execute(sa.select(pairs).order_by(pairs.c.name, pairs.c.id))
+    return [_pair(row) for row in rows.mappings()]
+
+
+async def insert_pair(connection: AsyncConnection, pair: Pair) -> None:
+    """The two clouds are taken from now on. Raises IntegrityError when one was taken meanwhile."""
+    policy = pair.policy
+    await connection.execute(
+        sa.insert(pairs).values(
+            id=pair.id,
+            name=pair.name,
+            source_cloud=pair.source_cloud,
+            target_cloud=pair.target_cloud,
+            frequency_seconds=policy.frequency_seconds,
+            additional_points=policy.additional_points,
+            compression=policy.compression,
+            delete_replica=policy.delete_replica,
+            active=pair.active,
+            job_id=pair.job_id,
+            created=pair.created,
+        )
+    )
+    for cloud in (pair.source_cloud, pair.target_cloud):
+        await connection.execute(sa.insert(pair_clouds).values(cloud_id=cloud, pair_id=pair.id))
+
+
+async def activate_pair(connection: AsyncConnection, pair_id: str) -> bool:
+    """Whether it was not active before."""
+    done = await connection.execute(
+        sa.update(pairs).where(pairs.c.id == pair_id, pairs.c.active.is_(False)).values(active=True)
+    )
+    return done.rowcount == 1
+
+
+async def set_pair_job(connection: AsyncConnection, pair_id: str, job_id: str) -> None:
+    await connection.execute(sa.update(pairs).where(pairs.c.id == pair_id).values(job_id=job_id))
+
+
+async def delete_pair(connection: AsyncConnection, pair_id: str) -> None:
+    await connection.execute(sa.delete(pairs).where(pairs.c.id == pair_id))
+
+
+# ---- protected VMs ----------------------------------------------------------------------------------------------
+
+
+def _protected(row: Mapping[Any, Any]) -> Protected:
+    grant = row["grant"]
+    return Protected(
+        **{
+            **row,
+            "phase": Phase(row["phase"]),
+            "disks": tuple((disk, size) for disk, size in row["disks"]),
+            "grant": None if grant is None else types_pb2.SignedDocument.FromString(grant),
+        }
+    )
+
+
+def _values(item: Protected) -> dict[str, Any]:
+    return {
+        "vm_id": item.vm_id,
+        "vm_name": item.vm_name,
+        "pair_id": item.pair_id,
+        "source_host": item.source_host,
+        "target_host": item.target_host,
+        "owner_host": item.owner_host,
+        "term": item.term,
+        "phase": item.phase,
+        "paused": item.paused,
+        "disks": [list(disk) for disk in item.disks],
+        "grant": None if item.grant is None else item.grant.SerializeToString(deterministic=True),
+        "grant_expires": item.grant_expires,
+        "job_id": item.job_id,
+        "created": item.created,
+        "keep_replica": item.keep_replica,
+        "failover_cycle": item.failover_cycle,
+        "failover_instant": item.failover_instant,
+        "failed_over_at": item.failed_over_at,
+    }
+
+
+async def list_protected(
+    connection: AsyncConnection, *, pair_id: str = "", host_id: str = "", lock: bool = False
+) -> list[Protected]:
+    query = sa.select(protected).order_by(protected.c.vm_name, protected.c.vm_id)
+    if pair_id:
+        query = query.where(protected.c.pair_id == pair_id)
+    if host_id:
+        query = query.where(sa.or_(protected.c.source_host == host_id, protected.c.target_host == host_id))
+    if lock:
+        query = query.with_for_update()
+    return [_protected(row) for row in (await connection.execute(query)).mappings()]
+
+
+async def get_protected(connection: AsyncConnection, vm_id: str, *, lock: bool = False) -> Protected | None:
+    """`lock`: nobody else changes it before this transaction ends."""
+    query = sa.select(protected).where(protected.c.vm_id == vm_id)
+    row = (await connection.execute(query.with_for_update() if lock else query)).mappings().first()
+    return _protected(row) if row else None
+
+
+async def insert_protected(connection: AsyncConnection, item: Protected) -> None:
+    """Raises IntegrityError when the VM is protected already."""
+    await connection.execute(sa.insert(protected).values(**_values(item)))
+
+
+async def update_protected(connection: AsyncConnection, item: Protected) -> None:
+    await connection.execute(sa.update(protected).where(protected.c.vm_id == item.vm_id).values(**_values(item)))
+
+
+async def delete_protected(connection: AsyncConnection, vm_id: str) -> None:
+    """With what was reported of it. Terms, fences and leftovers stay."""
+    await connection.execute(sa.delete(statuses).where(statuses.c.vm_id == vm_id))
+    await connection.execute(sa.delete(points).where(points.c.vm_id == vm_id))
+    await connection.execute(sa.delete(protected).where(protected.c.vm_id == vm_id))
+
+
+async def raise_term(connection: AsyncConnection, vm_id: str) -> int:
+    """The VM's next term, never given before; 1 is the first."""
+    term = (
+        await connection.execute(sa.select(terms.c.term).where(terms.c.vm_id == vm_id).with_for_update())
+    ).scalar_one_or_none()
+    if term is None:
+        await connection.execute(sa.insert(terms).values(vm_id=vm_id, term=1))
+        return 1
+    await connection.execute(sa.update(terms).where(terms.c.vm_id == vm_id).values(term=term + 1))
+    return int(term) + 1
+
+
+# ---- fences and leftovers ---------------------------------------------------------------------------------------
+
+
+async def list_fences(connection: AsyncConnection, host_id: str = "") -> list[Fence]:
+    query = sa.select(fences).order_by(fences.c.vm_id)
+    if host_id:
+        query = query.where(fences.c.host_id == host_id)
+    return [Fence(**row) for row in (await connection.execute(query)).mappings()]
+
+
+async def put_fence(connection: AsyncConnection, fence: Fence) -> None:
+    await drop_fence(connection, fence.vm_id, fence.host_id)
+    await connection.execute(
+        sa.insert(fences).values(vm_id=fence.vm_id, host_id=fence.host_id, vm_name=fence.vm_name, term=fence.term)
+    )
+
+
+async def drop_fence(connection: AsyncConnection, vm_id: str, host_id: str) -> None:
+    await connection.execute(sa.delete(fences).where(fences.c.vm_id == vm_id, fences.c.host_id == host_id))
+
+
+async def get_leftover(connection: AsyncConnection, vm_id: str, host_id: str) -> str | None:
+    """The job that waits to clean up."""
+    query = sa.select(leftovers.c.job_id).where(leftovers.c.vm_id == vm_id, leftovers.c.host_id == host_id)
+    job_id: str | None = await connection.scalar(query)
+    return job_id
+
+
+async def put_leftover(connection: AsyncConnection, vm_id: str, host_id: str, job_id: str) -> None:
+    await drop_leftover(connection, vm_id, host_id)
+    await connection.execute(sa.insert(leftovers).values(vm_id=vm_id, host_id=host_id, job_id=job_id))
+
+
+async def drop_leftover(connection: AsyncConnection, vm_id: str, host_id: str, *, job_id: str = "") -> None:
+    query = sa.delete(leftovers).where(leftovers.c.vm_id == vm_id, leftovers.c.host_id == host_id)
+    await connection.execute(query.where(leftovers.c.job_id == job_id) if job_id else query)
+
+
+async def forget_hosts(connection: AsyncConnection, host_ids: Sequence[str]) -> None:
+    """Hosts of a removed server are told nothing any more."""
+    for target in (fences, leftovers, published):
+        await connection.execute(sa.delete(target).where(target.c.host_id.in_(list(host_ids))))
+
+
+# ---- what hosts report ------------------------------------------------------------------------------------------
+
+
+async def put_status(
+    connection: AsyncConnection, vm_id: str, host_id: str, status: types_pb2.ReplicationStatus, *, now: float
+) -> None:
+    values = {"received": now, "document": status.SerializeToString(deterministic=True)}
+    where = (statuses.c.vm_id == vm_id, statuses.c.host_id == host_id)
+    done = await connection.execute(sa.update(statuses).where(*where).values(**values))
+    if not done.rowcount:
+        await connection.execute(sa.insert(statuses).values(vm_id=vm_id, host_id=host_id, **values))
+
+
+async def list_statuses(connection: AsyncConnection, vm_id: str = "") -> dict[tuple[str, str], Reported]:
+    """By VM and host."""
+    query = sa.select(statuses)
+    if vm_id:
+        query = query.where(statuses.c.vm_id == vm_id)
+    return {
+        (row["vm_id"], row["host_id"]): Reported(
+            row["host_id"], row["received"], types_pb2.ReplicationStatus.FromString(row["document"])
+        )
+        for row in (await connection.execute(query)).mappings()
+    }
+
+
+async def replace_points(
+    connection: AsyncConnection, vm_id: str, host_id: str, found: Sequence[types_pb2.Point]
+) -> None:
+    await connection.execute(sa.delete(points).where(points.c.vm_id == vm_id, points.c.host_id == host_id))
+    rows = {
+        point.cycle: {
+            "vm_id": vm_id,
+            "host_id": host_id,
+            "cycle": point.cycle,
+            "document": point.SerializeToString(deterministic=True),
+        }
+        for point in found
+    }
+    if rows:
+        await connection.execute(sa.insert(points), list(rows.values()))
+
+
+async def list_points(connection: AsyncConnection, vm_id: str = "") -> dict[str, list[types_pb2.Point]]:
+    """Points at each VM's target host, newest first, by VM."""
+    query = (
+        sa.select(points.c.vm_id, points.c.document)
+        .join(protected, sa.and_(protected.c.vm_id == points.c.vm_id, protected.c.target_host == points.c.host_id))
+        .order_by(points.c.vm_id, points.c.cycle.desc())
+    )
+    if vm_id:
+        query = query.where(points.c.vm_id == vm_id)
+    found: dict[str, list[types_pb2.Point]] = {}
+    for row in await connection.execute(query):
+        found.setdefault(row.vm_id, []).append(types_pb2.Point.FromString(row.document))
+    return found
+
+
+# ---- what hosts are told ----------------------------------------------------------------------------------------
+
+
+async def get_published(connection: AsyncConnection, host_id: str) -> types_pb2.Assignments | None:
+    document = await connection.scalar(sa.select(published.c.document).where(published.c.host_id == host_id))
+    return None if document is None else types_pb2.Assignments.FromString(document)
+
+
+async def put_published(connection: AsyncConnection, assignments: types_pb2.Assignments) -> None:
+    document = assignments.SerializeToString(deterministic=True)
+    values = {"version": assignments.version, "document": document}
+    where = published.c.host_id == assignments.host_id
+    done = await connection.execute(sa.update(published).where(where).values(**values))
+    if not done.rowcount:
+        await connection.execute(sa.insert(published).values(host_id=assignments.host_id, **values))
