@@ -93,7 +93,11 @@ class Engine:
 
     async def stop(self) -> None:
         """Unfinished workflows stay pending; no row of ours is changed."""
+        if not workflows.bound(self):
+            return
         self._stopping = True
+        # What is cut off in a step logs that its pool is gone; it stays pending, which is what we want.
+        logging.getLogger("dbos").setLevel(logging.CRITICAL)
         for task in list(self._alive):
             task.cancel()
         if self._alive:

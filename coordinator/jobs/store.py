@@ -198,7 +198,7 @@ async def counts(connection: AsyncConnection, *, ended_after: float) -> dict[str
     """Jobs by state; of the final ones only those that ended after the given instant."""
     recent = sa.or_(jobs.c.state.not_in(_FINAL), jobs.c.ended > ended_after)
     query = sa.select(jobs.c.state, sa.func.count()).where(recent).group_by(jobs.c.state)
-    return dict((await connection.execute(query)).tuples().all())
+    return {row[0]: row[1] for row in await connection.execute(query)}
 
 
 async def open_jobs(connection: AsyncConnection) -> list[tuple[str, int]]:

@@ -35,6 +35,10 @@ def bind(runner: Runner) -> None:
     _runner.append(runner)
 
 
+def bound(runner: Runner) -> bool:
+    return runner in _runner
+
+
 def unbind() -> None:
     _runner.clear()
 

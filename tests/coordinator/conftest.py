@@ -7,6 +7,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -17,8 +18,8 @@ import pytest
 from sqlalchemy import make_url
 
 from coordinator.jobs import Jobs
-from coordinator.store.engine import Database
 from coordinator.store import migrate as migrations
+from coordinator.store.engine import Database
 from coordinator.store.migrate import migrate
 from coordinator.store.migrations import tables
 from twinsite.clock import MovedClock
@@ -49,8 +50,6 @@ def _server(folder: Path) -> Iterator[str]:
     if os.geteuid() == 0:
         owner = pwd.getpwnam("postgres")
         os.chown(folder, owner.pw_uid, owner.pw_gid)
-        for parent in folder.parents[:3]:  # pytest makes its folders for their owner alone
-            parent.chmod(parent.stat().st_mode | 0o011)
     data = folder / "data"
 
     def run(*command: str) -> None:
@@ -102,15 +101,20 @@ async def _migrated(url: str) -> None:
         else:  # until the first revision is written
             async with database.write() as connection:
                 await connection.run_sync(tables.metadata.create_all)
+        engine = Jobs(database, MovedClock())  # its tables and its queue, or each test waits for them
+        await engine.start()
+        await engine.stop()
     finally:
         await database.close()
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     with contextlib.ExitStack() as stack:
         given = os.environ.get("TWINSITE_TEST_PG", "")
-        server = Postgres(given or stack.enter_context(_server(tmp_path_factory.mktemp("postgres"))))
+        # Not below pytest's folder: that is root's alone, and PostgreSQL runs as another user.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="twinsite-postgres-")))
+        server = Postgres(given or stack.enter_context(_server(folder)))
         base = f"twinsite_base_{os.getpid()}"
         server.execute(f"CREATE DATABASE {base}")
         stack.callback(server.execute, f"DROP DATABASE {base} WITH (FORCE)")
