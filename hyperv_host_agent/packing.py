@@ -1,0 +1,113 @@
+"""Clusters into zstd frames: what the source does to content before it travels.
+
+Every data cluster becomes exactly one frame of CLUSTER bytes with a checksum, which the target stores as it came and
+QEMU reads. Content that does not shrink, and all of it when compression is off, is a frame of one raw block: the
+content itself is then only referred to, never copied here.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import zstandard
+
+from hyperv_host_agent.store.formats import zstd_frame
+from twinsite.digest import FINGERPRINT_BYTES, ZERO_FINGERPRINT, fingerprint, is_zero
+from twinsite.extents import CLUSTER, Run
+
+# A frame that saves less than this is not worth the reader's decompression.
+_WORTH: Final = CLUSTER * 97 // 100
+
+Part = bytes | memoryview
+
+
+@dataclass(slots=True)
+class Packed:
+    """What clusters of one disk came to, ascending. `parts` are the frames' pieces; several may be one frame."""
+
+    disk: int
+    clusters: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    fingerprints: bytearray = field(default_factory=bytearray)
+    zeros: list[Run] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    frame_bytes: int = 0
+
+    @property
+    def changed_clusters(self) -> int:
+        return len(self.clusters) + sum(run.count for run in self.zeros)
+
+    def add_zeros(self, run: Run) -> None:
+        if self.zeros and self.zeros[-1].end == run.start:
+            run = Run(self.zeros[-1].start, self.zeros[-1].count + run.count)
+            self.zeros.pop()
+        self.zeros.append(run)
+
+    def extend(self, other: "Packed") -> None:
+        self.clusters += other.clusters
+        self.lengths += other.lengths
+        self.fingerprints += other.fingerprints
+        self.parts += other.parts
+        self.frame_bytes += other.frame_bytes
+        for run in other.zeros:
+            self.add_zeros(run)
+
+
+class Packer:
+    """One thread's compressor. `level` 0 runs none; it may be changed between two calls."""
+
+    def __init__(self) -> None:
+        self._compressors: dict[int, zstandard.ZstdCompressor] = {}
+        self.level = 0
+
+    def pack(self, packed: Packed, run: Run, data: bytes, known: bytes | None) -> None:
+        """Add the run's clusters; `data` ends early at the disk's end only.
+
+        `known` are the fingerprints the target has: clusters that equal theirs are left out. None: nothing is known.
+        """
+        if known is None and is_zero(data):
+            packed.add_zeros(run)
+            return
+        view = memoryview(data)
+        for place in range(run.count):
+            content: Part = view[place * CLUSTER : (place + 1) * CLUSTER]
+            zero = is_zero(content)
+            if len(content) < CLUSTER and not zero:  # QEMU wants a whole cluster from every frame
+                content = bytes(content).ljust(CLUSTER, b"\0")
+            found = ZERO_FINGERPRINT if zero else fingerprint(content)
+            if known is not None and known[place * FINGERPRINT_BYTES : (place + 1) * FINGERPRINT_BYTES] == found:
+                continue
+            if zero:
+                packed.add_zeros(Run(run.start + place, 1))
+                continue
+            length = self._frame(content, packed.parts)
+            packed.clusters.append(run.start + place)
+            packed.lengths.append(length)
+            packed.fingerprints += found
+            packed.frame_bytes += length
+
+    def _frame(self, content: Part, parts: list[Part]) -> int:
+        if self.level:
+            frame = self._compressor().compress(content)
+            if len(frame) < _WORTH:
+                parts.append(frame)
+                return len(frame)
+        pieces = zstd_frame.raw_parts(content)
+        parts += pieces
+        return sum(map(len, pieces))
+
+    def _compressor(self) -> zstandard.ZstdCompressor:
+        if self.level not in self._compressors:
+            self._compressors[self.level] = zstandard.ZstdCompressor(
+                level=self.level, write_checksum=True, write_content_size=True
+            )
+        return self._compressors[self.level]
+
+
+def holes(packed: Packed, run: Run, known: bytes | None) -> None:
+    """Add clusters that are zero without having been read."""
+    if known is None:
+        packed.add_zeros(run)
+        return
+    for place in range(run.count):
+        if known[place * FINGERPRINT_BYTES : (place + 1) * FINGERPRINT_BYTES] != ZERO_FINGERPRINT:
+            packed.add_zeros(Run(run.start + place, 1))

@@ -1,0 +1,123 @@
+"""The target host, as the source of one VM sees it."""
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import grpc
+
+from hyperv_host_agent import wire
+from hyperv_host_agent.membership import Membership
+from hyperv_host_agent.replication.cycle import PROTOCOL, Committed, CycleHeader, TargetState, Unfinished
+from hyperv_host_agent.replication.sending import CommitAcked, Durable
+from twinsite.api.host.v1 import replication_pb2 as pb
+from twinsite.api.types.v1 import types_pb2
+from twinsite.channel import Call, Channel, dial
+from twinsite.errors import Unreachable
+from twinsite.server import DATA
+from twinsite.tls import channel_credentials
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_SERVICE: Final = pb.DESCRIPTOR.services_by_name["Replication"].full_name
+ASK_SECONDS: Final = 10.0
+STALL_SECONDS: Final = 60.0  # a message the network does not take for so long
+
+
+class Stalled(Unreachable):
+    public = "the target took nothing for {error.seconds:.0f} s"
+    still_works = "changes go on being tracked; replication goes on by itself"
+
+    def __init__(self) -> None:
+        self.seconds = STALL_SECONDS
+
+
+class StreamEnded(Unreachable):
+    public = "the target ended the stream before the cycle was committed"
+    still_works = "what it acked is durable; replication goes on from there by itself"
+
+
+class Peer:
+    """One connection, made when it is needed, and again after a failure or a renewal of the certificate."""
+
+    def __init__(self, membership: Membership, host_id: str, address: str) -> None:
+        self._membership = membership
+        self._host_id = host_id
+        self._address = address
+        self._channel: Channel | None = None
+        self._dialled_with: object = None
+
+    async def ask(self, grant: types_pb2.SignedDocument, machine: types_pb2.Machine) -> TargetState:
+        """What the target has. Raises what it refuses with, and Unreachable."""
+        channel = await self._connected()
+        call = channel.unary_unary(
+            f"/{_SERVICE}/Open",
+            request_serializer=pb.OpenRequest.SerializeToString,
+            response_deserializer=pb.OpenResponse.FromString,
+        )
+        answer: pb.OpenResponse = await call(
+            pb.OpenRequest(protocol=PROTOCOL, grant=grant, machine=machine), timeout=ASK_SECONDS
+        )
+        return TargetState(
+            term=answer.term,
+            committed=Committed(answer.committed_cycle, answer.committed_id) if answer.committed_cycle else None,
+            unfinished=Unfinished(
+                answer.unfinished.cycle, answer.unfinished.id, answer.unfinished.durable, answer.unfinished.digest
+            )
+            if answer.HasField("unfinished")
+            else None,
+        )
+
+    async def send(
+        self, number: int, header: CycleHeader, resume_after: int, grant: types_pb2.SignedDocument
+    ) -> "Sending":
+        """A stream on which the begin frame was sent. Raises TwinsiteError."""
+        channel = await self._connected()
+        call: Call = channel.stream_stream(f"/{_SERVICE}/Send", response_deserializer=pb.Ack.FromString)()
+        sending = Sending(number, call)
+        await sending.write(wire.encode(wire.begin(header, resume_after=resume_after, grant=grant)))
+        return sending
+
+    async def close(self) -> None:
+        if self._channel is not None:
+            channel, self._channel = self._channel, None
+            await channel.close()
+
+    async def _connected(self) -> Channel:
+        credentials = self._membership.watched.credentials
+        if self._dialled_with is not credentials:
+            await self.close()
+        if self._channel is None:
+            self._channel = dial(
+                self._address, channel_credentials(credentials), peer=self._membership.peer(self._host_id), limits=DATA
+            )
+            self._dialled_with = credentials
+        return self._channel
+
+
+class Sending:
+    def __init__(self, number: int, call: Call) -> None:
+        self.number = number
+        self._call = call
+
+    async def write(self, message: bytes) -> None:
+        """Waits for flow control, which is the network and the target's disk. Raises TwinsiteError, Stalled."""
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                await self._call.write(message)
+        except TimeoutError:
+            self._call.cancel()
+            raise Stalled from None
+
+    async def acks(self) -> "AsyncIterator[Durable | CommitAcked]":
+        """Up to the commit. Raises TwinsiteError, StreamEnded."""
+        while (ack := await self._call.read()) is not grpc.aio.EOF:
+            if ack.WhichOneof("ack") == "durable":
+                yield Durable(self.number, ack.durable)
+            else:
+                yield CommitAcked(self.number, Committed(ack.committed.cycle, ack.committed.id))
+                return
+        raise StreamEnded
+
+    def cancel(self) -> None:
+        self._call.cancel()

@@ -1,0 +1,168 @@
+"""Fingerprints of the cycle on its way, until the target has committed it and they move into the index.
+
+A log beside the index, one record a batch: a copy of hours makes it durable piece by piece, and goes on after a restart
+where both ends are sure. Records of batches beyond that point are cut off; a torn tail is cut off by its checksum.
+"""
+
+import os
+import struct
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from hyperv_host_agent.changes.fingerprints import FingerprintIndex, IndexDamaged
+from hyperv_host_agent.replication.cycle import ID_BYTES, Committed, CycleHeader
+from twinsite.digest import FINGERPRINT_BYTES
+from twinsite.extents import Run
+from twinsite.files import sync_directory
+
+_HEAD: Final = struct.Struct("<II")  # length and CRC-32 of the body
+_BODY: Final = struct.Struct("<QIII")  # batch, disk, data clusters, zero runs
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    sequence: int
+    disk: int
+    clusters: array[int]
+    fingerprints: bytes
+    zeros: array[int]  # start, count, start, count …
+
+    def dump(self) -> bytes:
+        body = b"".join(
+            (
+                _BODY.pack(self.sequence, self.disk, len(self.clusters), len(self.zeros) // 2),
+                self.clusters.tobytes(),
+                self.fingerprints,
+                self.zeros.tobytes(),
+            )
+        )
+        return _HEAD.pack(len(body), zlib.crc32(body)) + body
+
+
+class Pending:
+    """One caller at a time. Blocking."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "pending"
+        self._file: BinaryIO | None = None
+        self._id = b""
+        self._next = 1  # the batch that may come next
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def begin(self, cycle: bytes, sequence: int) -> None:
+        """Collect for this cycle from batch `sequence` on; what is there of earlier batches of it stays."""
+        if self._file is not None and self._id == cycle and self._next == sequence:
+            return
+        self.close()
+        keep = 0
+        if sequence > 1:
+            keep, present = self._extent(cycle, sequence)
+            if present != sequence - 1:
+                raise ValueError(f"fingerprints are there up to batch {present}, the next one is {sequence}")
+        self._file = self._path.open("r+b" if keep else "w+b")
+        if keep:
+            self._file.truncate(keep)
+            self._file.seek(keep)
+        else:
+            self._file.write(cycle)
+        self._id, self._next = cycle, sequence
+
+    def add(self, sequence: int, disk: int, clusters: Sequence[int], fingerprints: bytes, zeros: Sequence[Run]) -> None:
+        if self._file is None or sequence != self._next:
+            raise ValueError(f"batch {sequence} is not the one that may come next")
+        flat = array("Q", (number for run in zeros for number in (run.start, run.count)))
+        self._file.write(_Record(sequence, disk, array("Q", clusters), fingerprints, flat).dump())
+        self._next += 1
+
+    def store(self, cycle: bytes, through: int) -> None:
+        """Durable up to that batch. Raises ValueError when they are not all here."""
+        if self._file is None or self._id != cycle or through >= self._next:
+            _, present = self._extent(cycle, through + 1)
+            if present < through:
+                raise ValueError(f"fingerprints are there up to batch {present}, not {through}")
+            return  # of an earlier life of the agent: they were stored then
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        sync_directory(self._path.parent)
+
+    def apply(self, index: FingerprintIndex, header: CycleHeader, *, complete: bool) -> bool:
+        """Put them into the index, durably; they stay here. Repeatable.
+
+        False: those of this cycle are not here, or do not fit; the index is as it was, or empty.
+        """
+        self.close()
+        named = Committed(header.number, header.id)
+        if index.base == named:
+            return True
+        if self._stored_id() != header.id:
+            return False
+        parent = None if complete else Committed(header.parent, header.parent_id)
+        if parent is not None and index.base != parent:
+            return False
+        try:
+            staging = index.stage(named, header.disks, parent=parent)
+            for record in self._records():
+                disk = header.disks[record.disk].id
+                staging.put(disk, record.clusters, record.fingerprints)
+                for start, count in zip(record.zeros[::2], record.zeros[1::2], strict=True):
+                    staging.zero(disk, Run(start, count))
+            staging.seal()
+            index.apply(named)
+        except IndexDamaged:
+            return False
+        return True
+
+    def drop(self) -> None:
+        self.close()
+        self._path.unlink(missing_ok=True)
+        sync_directory(self._path.parent)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _stored_id(self) -> bytes:
+        try:
+            with self._path.open("rb") as file:
+                return file.read(ID_BYTES)
+        except FileNotFoundError:
+            return b""
+
+    def _extent(self, cycle: bytes, before: int) -> tuple[int, int]:
+        """Bytes of the log that batches below `before` take, and the last batch in them."""
+        if self._file is not None:
+            self._file.flush()
+        if self._stored_id() != cycle:
+            return 0, 0
+        length, last = ID_BYTES, 0
+        for record in self._records():
+            if record.sequence >= before:
+                break
+            length += len(record.dump())
+            last = record.sequence
+        return length, last
+
+    def _records(self) -> Iterator[_Record]:
+        """Up to the first one that is torn."""
+        with self._path.open("rb") as file:
+            file.seek(ID_BYTES)
+            while len(head := file.read(_HEAD.size)) == _HEAD.size:
+                length, checksum = _HEAD.unpack(head)
+                body = file.read(length)
+                if len(body) < length or zlib.crc32(body) != checksum:
+                    return
+                sequence, disk, clusters, zeros = _BODY.unpack_from(body)
+                prints = _BODY.size + clusters * 8
+                runs = prints + clusters * FINGERPRINT_BYTES
+                yield _Record(
+                    sequence,
+                    disk,
+                    array("Q", body[_BODY.size : prints]),
+                    body[prints:runs],
+                    array("Q", body[runs : runs + zeros * 16]),
+                )

@@ -1,0 +1,324 @@
+"""From a source's clusters to messages ready to send: reading, comparing, compressing, batching.
+
+The source, the index and the pending fingerprints of a VM belong to one thread; the compressors are the host's. Units
+of a copy are read and packed ahead of being asked for, a bounded number, so that disk, processors and network work at
+the same time.
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final, ParamSpec, TypeVar
+
+from hyperv_host_agent import packing, wire
+from hyperv_host_agent.changes.base import ChangeSource, SourcePoint
+from hyperv_host_agent.changes.fingerprints import FingerprintIndex
+from hyperv_host_agent.packing import Packed, Packer
+from hyperv_host_agent.pending import Pending
+from hyperv_host_agent.replication.cycle import DiskGeometry
+from hyperv_host_agent.replication.sending import ReadPoint, ReadSlice, Ready
+from hyperv_host_agent.replication.state import Position
+from hyperv_host_agent.spool import Spool
+from twinsite.digest import CHAIN_START
+from twinsite.extents import CLUSTER, Run, clusters
+from twinsite.units import MiB
+
+UNIT_CLUSTERS: Final = 32  # read at once: 2 MiB
+BATCH_BYTES: Final = 1 * MiB  # a batch is full with so many bytes of frames; one more unit still fits a message
+BATCH_CLUSTERS: Final = 512  # or when so many clusters were looked at
+AHEAD: Final = 6  # units on their way at one time
+COPY_LEVEL: Final = 1  # zstd: costs 5 % of the size and is half again as fast
+CYCLE_LEVEL: Final = 3
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+
+class Compressors:
+    """The threads of this host that hash and compress, for all its VMs."""
+
+    def __init__(self, threads: int) -> None:
+        self.pool = ThreadPoolExecutor(threads, "compress")
+        self._local = threading.local()
+
+    def packer(self, level: int) -> Packer:
+        packer: Packer | None = getattr(self._local, "packer", None)
+        if packer is None:
+            packer = self._local.packer = Packer()
+        packer.level = level
+        return packer
+
+    def close(self) -> None:
+        self.pool.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Ascending runs of one disk that are handled as one; `read` None: they are holes."""
+
+    disk: int
+    runs: tuple[Run, ...]
+    read: Callable[[str, Run], bytes] | None
+    compare: bool
+
+    @property
+    def end(self) -> int:
+        return self.runs[-1].end
+
+    @property
+    def count(self) -> int:
+        return sum(run.count for run in self.runs)
+
+
+@dataclass(slots=True)
+class Timing:
+    read_seconds: float = 0.0
+    pack_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A message, and what the sender is told of it."""
+
+    message: bytes
+    ready: Ready
+
+
+@dataclass(slots=True)
+class _Way:
+    """Units on their way through the threads, in order."""
+
+    units: Iterator[Unit]
+    flying: deque[tuple[Unit, Future[Packed]]] = field(default_factory=deque)
+
+
+class Reader:
+    """One VM's. Coroutines and `run` are called on the event loop, one slice or point at a time."""
+
+    def __init__(
+        self,
+        source: ChangeSource,
+        index: FingerprintIndex,
+        pending: Pending,
+        compressors: Compressors,
+        *,
+        compression: bool,
+    ) -> None:
+        self.source = source
+        self.index = index
+        self.pending = pending
+        self.compression = compression
+        self._compressors = compressors
+        self._thread = ThreadPoolExecutor(1, "source")
+        self._copy: tuple[bytes, int, Position, _Way] | None = None  # cycle, stream, where it goes on, what flies
+
+    async def run(self, call: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
+        """`call` in the thread that owns source, index and pending fingerprints."""
+        return await asyncio.wrap_future(self._thread.submit(call, *args, **kwargs))
+
+    async def slice(self, order: ReadSlice) -> tuple[Built | None, Position]:
+        """The next batch of a copy, None when nothing had to go, and where the copy goes on."""
+        disks = order.header.disks
+        way = self._continued(order)
+        await self.run(self.pending.begin, order.header.id, order.sequence)
+        gathered: Packed | None = None
+        position, looked = order.position, 0
+        while way.flying:
+            unit, flying = way.flying[0]
+            if gathered is not None and unit.disk != gathered.disk:
+                break
+            packed = await asyncio.wrap_future(flying)
+            way.flying.popleft()
+            self._fill(way, disks, Timing())
+            looked += unit.count
+            position = _after(disks, unit)
+            if gathered is None:
+                gathered = packed
+            else:
+                gathered.extend(packed)
+            if gathered.frame_bytes >= BATCH_BYTES or looked >= BATCH_CLUSTERS:
+                break
+        if not way.flying:
+            position = Position(len(disks), 0)
+        self._copy = (order.header.id, order.stream, position, way)
+        if gathered is None or not gathered.changed_clusters:
+            return None, position
+        built = await asyncio.wrap_future(
+            self._compressors.pool.submit(_build, gathered, order.sequence, order.digest, disks)
+        )
+        await self.run(self._note, order.sequence, gathered)
+        return built, position
+
+    async def point(self, point: SourcePoint, order: ReadPoint, spool: Spool) -> tuple[tuple[Ready, ...], Timing]:
+        """All of a point's changes into the spool."""
+        timing = Timing()
+        self.stop()
+        await self.run(self.pending.begin, order.header.id, 1)
+        units = await self.run(list, _changes(point, order))
+        way = _Way(iter(units))
+        made: list[Ready] = []
+        gathered: Packed | None = None
+        self._fill(way, order.header.disks, timing)
+        while way.flying:
+            unit, flying = way.flying.popleft()
+            packed = await asyncio.wrap_future(flying)
+            self._fill(way, order.header.disks, timing)
+            if gathered is not None and gathered.disk != unit.disk:
+                await self._spool(gathered, order, spool, made)
+                gathered = None
+            if gathered is None:
+                gathered = packed
+            else:
+                gathered.extend(packed)
+            if gathered.frame_bytes >= BATCH_BYTES or gathered.changed_clusters >= BATCH_CLUSTERS:
+                await self._spool(gathered, order, spool, made)
+                gathered = None
+        if gathered is not None:
+            await self._spool(gathered, order, spool, made)
+        return tuple(made), timing
+
+    def stop(self) -> None:
+        """Nothing more is read ahead."""
+        if self._copy is not None:
+            _, _, _, way = self._copy
+            for _, flying in way.flying:
+                flying.cancel()
+            self._copy = None
+
+    async def close(self) -> None:
+        self.stop()
+        await self.run(self.pending.close)
+        await self.run(self.index.close)
+        self._thread.shutdown(wait=False)
+
+    async def _spool(self, gathered: Packed, order: ReadPoint, spool: Spool, made: list[Ready]) -> None:
+        if not gathered.changed_clusters:
+            return
+        sequence = len(made) + 1
+        digest = made[-1].digest if made else CHAIN_START
+        built = await asyncio.wrap_future(
+            self._compressors.pool.submit(_build, gathered, sequence, digest, order.header.disks)
+        )
+        await self.run(spool.append, sequence, built.message)
+        await self.run(self._note, sequence, gathered)
+        made.append(built.ready)
+
+    def _note(self, sequence: int, gathered: Packed) -> None:
+        self.pending.add(sequence, gathered.disk, gathered.clusters, bytes(gathered.fingerprints), gathered.zeros)
+
+    def _continued(self, order: ReadSlice) -> _Way:
+        if self._copy is not None:
+            cycle, stream, position, way = self._copy
+            if (cycle, stream, position) == (order.header.id, order.stream, order.position):
+                return way
+            self.stop()
+        way = _Way(_everything(order, self.source.read_now))
+        self._fill(way, order.header.disks, Timing())
+        return way
+
+    def _fill(self, way: _Way, disks: tuple[DiskGeometry, ...], timing: Timing) -> None:
+        while len(way.flying) < AHEAD and (unit := next(way.units, None)) is not None:
+            level = 0 if not self.compression else COPY_LEVEL if self.source.read_now == unit.read else CYCLE_LEVEL
+            way.flying.append(
+                (unit, self._compressors.pool.submit(self._pack, unit, disks[unit.disk].id, level, timing))
+            )
+
+    def _pack(self, unit: Unit, disk: str, level: int, timing: Timing) -> Packed:
+        started = time.monotonic()
+        contents = self._thread.submit(self._read, unit, disk).result()
+        read = time.monotonic()
+        packed = Packed(unit.disk)
+        packer = self._compressors.packer(level)
+        for run, (content, known) in zip(unit.runs, contents, strict=True):
+            if content is None:
+                packing.holes(packed, run, known)
+            else:
+                packer.pack(packed, run, content, known)
+        timing.read_seconds += read - started
+        timing.pack_seconds += time.monotonic() - read
+        return packed
+
+    def _read(self, unit: Unit, disk: str) -> list[tuple[bytes | None, bytes | None]]:
+        """Content and the fingerprints to compare with, run by run."""
+        return [
+            (unit.read and unit.read(disk, run), self.index.get(disk, run) if unit.compare else None)
+            for run in unit.runs
+        ]
+
+
+def _build(gathered: Packed, sequence: int, digest: bytes, disks: tuple[DiskGeometry, ...]) -> Built:
+    header = wire.batch_header(
+        sequence,
+        gathered.disk,
+        clusters=gathered.clusters,
+        lengths=gathered.lengths,
+        prints=bytes(gathered.fingerprints),
+        zeros=gathered.zeros,
+    )
+    message = wire.encode(header, gathered.parts)
+    changed = min(gathered.changed_clusters * CLUSTER, disks[gathered.disk].size)
+    return Built(message, Ready(sequence, len(message), wire.chain(digest, message), changed))
+
+
+def _after(disks: tuple[DiskGeometry, ...], unit: Unit) -> Position:
+    if unit.end >= clusters(disks[unit.disk].size):
+        return Position(unit.disk + 1, 0)
+    return Position(unit.disk, unit.end)
+
+
+def _everything(order: ReadSlice, read: Callable[[str, Run], bytes]) -> Iterator[Unit]:
+    """What is left of a copy."""
+    start = order.position.cluster
+    for number in range(order.position.disk, len(order.header.disks)):
+        for run in _pieces([Run(start, clusters(order.header.disks[number].size) - start)]):
+            yield Unit(number, (run,), read, order.suppress)
+        start = 0
+
+
+def _changes(point: SourcePoint, order: ReadPoint) -> Iterator[Unit]:
+    """What a point may have changed, scattered clusters gathered to units."""
+    for number, disk in enumerate(order.header.disks):
+        whole = disk.id in order.whole
+        compare = order.suppress and not whole
+        everything = Run(0, clusters(disk.size))
+        gathered: list[Run] = []
+        hole = False
+        for run, is_hole in _split([everything] if whole else point.dirty(disk.id), point.holes(disk.id)):
+            for piece in _pieces([run]):
+                if gathered and (is_hole != hole or sum(r.count for r in gathered) + piece.count > UNIT_CLUSTERS):
+                    yield Unit(number, tuple(gathered), None if hole else point.read, compare)
+                    gathered = []
+                gathered.append(piece)
+                hole = is_hole
+        if gathered:
+            yield Unit(number, tuple(gathered), None if hole else point.read, compare)
+
+
+def _pieces(runs: Iterable[Run]) -> Iterator[Run]:
+    for run in runs:
+        for start in range(run.start, run.end, UNIT_CLUSTERS):
+            yield Run(start, min(UNIT_CLUSTERS, run.end - start))
+
+
+def _split(runs: Iterable[Run], holes: Iterable[Run]) -> Iterator[tuple[Run, bool]]:
+    """Every run cut at the holes' edges, and whether the piece is a hole. Both ascending."""
+    rest = iter(holes)
+    hole = next(rest, None)
+    for run in runs:
+        at = run.start
+        while at < run.end:
+            while hole is not None and hole.end <= at:
+                hole = next(rest, None)
+            if hole is None or hole.start >= run.end:
+                yield Run(at, run.end - at), False
+                break
+            if hole.start > at:
+                yield Run(at, hole.start - at), False
+                at = hole.start
+            end = min(hole.end, run.end)
+            yield Run(at, end - at), True
+            at = end

@@ -1,0 +1,396 @@
+"""Runs the sender of one VM: does what it orders and tells it what happened.
+
+An order that fails without having a reply ends this life of the sender; the next one starts from the stored state, as
+after a crash.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from hyperv_host_agent import wire
+from hyperv_host_agent.changes.base import SourcePoint, Tracking
+from hyperv_host_agent.peer import Peer, Sending
+from hyperv_host_agent.reading import Reader
+from hyperv_host_agent.replication import state as stored
+from hyperv_host_agent.replication.cycle import ID_BYTES, Committed, Kind
+from hyperv_host_agent.replication.sender import Sender, View
+from hyperv_host_agent.replication.sending import (
+    AckPoint,
+    Action,
+    Applied,
+    ApplyPending,
+    AskSource,
+    AskTarget,
+    Assigned,
+    BeginStream,
+    ClosePoint,
+    CloseStream,
+    DiscardPoint,
+    DropPending,
+    DropSpool,
+    Durable,
+    Event,
+    OpenPoint,
+    Persist,
+    PointOpened,
+    PointRead,
+    ReadPoint,
+    ReadSlice,
+    SendBatch,
+    SendEnd,
+    SliceRead,
+    SourceFailed,
+    SourceKnown,
+    StorePending,
+    StreamLost,
+    SyncRequested,
+    TargetFailed,
+    TargetKnown,
+    Wake,
+    Woke,
+)
+from hyperv_host_agent.spool import Memory, Spool
+from twinsite import files, retry
+from twinsite.api.types.v1 import types_pb2
+from twinsite.clock import Clock
+from twinsite.errors import Failed, Internal, TwinsiteError, Unreachable
+
+_log = structlog.get_logger()
+
+
+STATE_FILE: Final = "sender.json"
+
+
+class StateUnwritable(Failed):
+    public = "the agent's state in {error.folder} cannot be written: {error.reason}"
+    still_works = "the VM runs on and its changes stay tracked; points at the target are untouched"
+    next_step = "free space there or look at that disk's health; replication goes on by itself"
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        self.folder, self.reason = folder, reason
+
+
+class PointGone(Unreachable):
+    public = "the open point of VM {error.vm_id} is gone"
+    still_works = "its changes are in the next cycle"
+
+    def __init__(self, vm_id: str) -> None:
+        self.vm_id = vm_id
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What an assignment asks of a transfer; all of it may change while it runs."""
+
+    assigned: Assigned
+    grant: types_pb2.SignedDocument
+    compression: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a transfer works with."""
+
+    vm_id: str
+    folder: Path  # of this VM's state
+    reader: Reader
+    peer: Peer
+    describe: Callable[[], types_pb2.Machine]  # blocking
+    copies: asyncio.Semaphore  # shared by all VMs: whole copies at one time
+    spool_folder: Path
+    spool_memory: Memory
+    clock: Clock
+    on_view: Callable[[View], None]
+    on_failure: Callable[[TwinsiteError], None]
+
+
+class Transfer:
+    """One VM's, from `run` to its cancellation. On the event loop; what blocks is in threads."""
+
+    def __init__(self, means: Means, order: Order) -> None:
+        self._means = means
+        self._order = order
+        self._life: _Life | None = None
+
+    async def run(self) -> None:
+        """Ends only when it is cancelled."""
+        try:
+            waits = retry.delays(base=0.5, cap=15.0)
+            while True:
+                try:
+                    await self._live()
+                except* Exception as group:  # noqa: BLE001  # the top of a task; other VMs go on
+                    self._failed(group)
+                await self._means.clock.sleep(next(waits))
+        finally:
+            await asyncio.shield(self._close())
+
+    def change(self, order: Order) -> None:
+        self._order = order
+        self._means.reader.compression = order.compression
+        if self._life is not None:
+            self._life.put(order.assigned)
+
+    def sync(self) -> None:
+        """Start a cycle now, whatever the schedule says."""
+        if self._life is not None:
+            self._life.put(SyncRequested())
+
+    async def _live(self) -> None:
+        sender = Sender(self._means.vm_id, await asyncio.to_thread(self._load), lambda: os.urandom(ID_BYTES))
+        async with asyncio.TaskGroup() as group:
+            life = self._life = _Life(self._means, sender, group, lambda: self._order)
+            try:
+                await life.run()
+            finally:
+                self._life = None
+                await asyncio.shield(life.release())
+
+    def _load(self) -> stored.SenderState:
+        try:
+            return stored.load((self._means.folder / STATE_FILE).read_bytes())
+        except FileNotFoundError:
+            return stored.SenderState()
+        except (ValueError, KeyError, TypeError) as error:
+            # Nothing is lost by starting from nothing: the target is asked, and everything is looked at.
+            _log.warning("sender_state_unreadable", vm_id=self._means.vm_id, reason=str(error))
+            return stored.SenderState()
+
+    def _failed(self, group: BaseExceptionGroup[Exception]) -> None:
+        error = first(group)
+        if isinstance(error, OSError):
+            error = StateUnwritable(self._means.folder, error.strerror or str(error))
+        elif not isinstance(error, TwinsiteError):
+            _log.error("transfer_broke", vm_id=self._means.vm_id, exc_info=group)
+            error = Internal()
+        _log.warning("transfer_interrupted", vm_id=self._means.vm_id, reason=str(error), cause=error.text("cause"))
+        self._means.on_failure(error)
+
+    async def _close(self) -> None:
+        await self._means.reader.close()
+        await self._means.peer.close()
+
+
+class _Life:
+    """One sender, until an order without a reply fails."""
+
+    def __init__(self, means: Means, sender: Sender, group: asyncio.TaskGroup, order: Callable[[], Order]) -> None:
+        self._means = means
+        self._reader = means.reader
+        self._source = means.reader.source
+        self._sender = sender
+        self._group = group
+        self._order = order
+        self._events: deque[Event] = deque()
+        self._some = asyncio.Event()
+        self._timer: asyncio.Task[None] | None = None
+        self._point: SourcePoint | None = None
+        self._spool: Spool | None = None
+        self._slices: dict[int, bytes] = {}  # read and not yet ordered to be sent
+        self._stream: asyncio.Task[None] | None = None
+        self._outgoing: asyncio.Queue[bytes | int] = asyncio.Queue()  # messages, or numbers of spooled ones
+
+    def put(self, event: Event) -> None:
+        self._events.append(event)
+        self._some.set()
+
+    async def run(self) -> None:
+        self.put(self._order().assigned)
+        while True:
+            while not self._events:
+                self._some.clear()
+                await self._some.wait()
+            event = self._events.popleft()
+            if isinstance(event, Durable):
+                if self._overtaken(event):
+                    continue
+                if self._spool is not None:
+                    await self._reader.run(self._spool.release, event.sequence)
+            for action in self._sender.handle(event, self._means.clock.monotonic()):
+                await self._act(action)
+            self._means.on_view(self._sender.view)
+
+    def _overtaken(self, ack: Durable) -> bool:
+        """Each ack costs a checkpoint on disk: of several that wait, only the last one counts."""
+        return any(isinstance(event, Durable) and event.stream == ack.stream for event in self._events)
+
+    async def release(self) -> None:
+        if self._stream is not None:
+            self._stream.cancel()
+        self._reader.stop()
+        await self._close_point()
+        await self._drop_spool()
+
+    async def _act(self, action: Action) -> None:
+        match action:
+            case Wake(at):
+                self._arm(at)
+            case Persist(state):
+                await asyncio.to_thread(files.replace, self._means.folder / STATE_FILE, stored.dump(state))
+            case AskTarget():
+                self._group.create_task(self._ask_target())
+            case AskSource():
+                self._group.create_task(self._ask_source())
+            case AckPoint(committed):
+                await self._reader.run(self._source.ack, committed.number, committed.id)
+            case DiscardPoint():
+                await self._close_point()
+                await self._reader.run(self._source.discard)
+            case OpenPoint():
+                self._group.create_task(self._open_point(action))
+            case ClosePoint():
+                await self._close_point()
+            case ReadPoint():
+                self._group.create_task(self._read_point(action))
+            case ReadSlice():
+                self._group.create_task(self._read_slice(action))
+            case StorePending(id_, through):
+                await self._reader.run(self._reader.pending.store, id_, through)
+            case ApplyPending():
+                self._group.create_task(self._apply(action))
+            case DropPending():
+                await self._reader.run(self._reader.pending.drop)
+            case DropSpool():
+                await self._drop_spool()
+            case BeginStream():
+                self._close_stream()
+                self._outgoing = asyncio.Queue()
+                self._stream = self._group.create_task(self._send(action, self._outgoing))
+            case SendBatch(_, sequence):
+                self._outgoing.put_nowait(self._slices.pop(sequence, sequence))
+            case SendEnd(_, batches, digest):
+                self._outgoing.put_nowait(wire.encode(wire.end(batches, digest)))
+            case CloseStream():
+                self._close_stream()
+
+    def _arm(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._group.create_task(self._wake(at))
+
+    async def _wake(self, at: float) -> None:
+        await self._means.clock.sleep(max(0.0, at - self._means.clock.monotonic()))
+        self.put(Woke())
+
+    async def _ask_target(self) -> None:
+        try:
+            machine = await asyncio.to_thread(self._means.describe)
+            self.put(TargetKnown(await self._means.peer.ask(self._order().grant, machine)))
+        except TwinsiteError as error:
+            self.put(TargetFailed(error))
+
+    async def _ask_source(self) -> None:
+        try:
+            await self._reader.run(self._source.start)
+            anchor, _ = await self._reader.run(self._source.status)
+            disks = await self._reader.run(self._source.disks)
+        except TwinsiteError as error:
+            self.put(SourceFailed(error))
+        else:
+            named = Committed(anchor.cycle, anchor.id) if anchor is not None else None
+            self.put(SourceKnown(named, disks, index=self._reader.index.base is not None))
+
+    async def _open_point(self, order: OpenPoint) -> None:
+        try:
+            point = await self._reader.run(
+                self._source.open_point, order.number, order.id, consistency=order.consistency
+            )
+        except TwinsiteError as error:
+            self.put(SourceFailed(error))
+        else:
+            self._point = point
+            whole = point.tracking is Tracking.OK
+            self.put(PointOpened(point.instant, point.consistency, point.disks, whole, point.machine))
+
+    async def _close_point(self) -> None:
+        if self._point is not None:
+            point, self._point = self._point, None
+            await self._reader.run(point.close)
+
+    async def _read_point(self, order: ReadPoint) -> None:
+        await self._drop_spool()
+        self._spool = Spool(self._means.spool_folder, self._means.spool_memory)
+        try:
+            if self._point is None:
+                raise PointGone(self._means.vm_id)
+            batches, timing = await self._reader.point(self._point, order, self._spool)
+        except TwinsiteError as error:
+            await self._drop_spool()
+            await self._close_point()
+            self.put(SourceFailed(error))
+        else:
+            self.put(PointRead(batches, timing.read_seconds, timing.pack_seconds))
+
+    async def _read_slice(self, order: ReadSlice) -> None:
+        try:
+            built, position = await self._reader.slice(order)
+        except TwinsiteError as error:
+            self._reader.stop()
+            self.put(SourceFailed(error, order.stream))
+        else:
+            if built is not None:
+                self._slices[order.sequence] = built.message
+            self.put(SliceRead(order.stream, built.ready if built is not None else None, position))
+
+    async def _apply(self, order: ApplyPending) -> None:
+        sound = await self._reader.run(
+            self._reader.pending.apply, self._reader.index, order.header, complete=order.complete
+        )
+        self.put(Applied(sound))
+
+    async def _drop_spool(self) -> None:
+        if self._spool is not None:
+            spool, self._spool = self._spool, None
+            await self._reader.run(spool.close)
+
+    def _close_stream(self) -> None:
+        self._slices.clear()
+        if self._stream is not None:
+            self._stream.cancel()
+            self._stream = None
+
+    async def _send(self, order: BeginStream, outgoing: asyncio.Queue[bytes | int]) -> None:
+        copy = order.header.kind is not Kind.DELTA
+        try:
+            async with self._means.copies if copy else contextlib.nullcontext():
+                sending = await self._means.peer.send(
+                    order.stream, order.header, order.resume_after, self._order().grant
+                )
+                try:
+                    async with asyncio.TaskGroup() as group:
+                        writer = group.create_task(self._write(sending, outgoing))
+                        async for ack in sending.acks():
+                            self.put(ack)
+                        writer.cancel()
+                finally:
+                    sending.cancel()
+        except* TwinsiteError as errors:
+            self.put(StreamLost(order.stream, typed(errors)))
+
+    async def _write(self, sending: Sending, outgoing: asyncio.Queue[bytes | int]) -> None:
+        while True:
+            message = await outgoing.get()
+            if isinstance(message, int):
+                if self._spool is None:
+                    return  # the stream is about to be closed
+                message = await self._reader.run(self._spool.get, message)
+            await sending.write(message)
+
+
+def first(group: BaseExceptionGroup[Exception]) -> Exception:
+    """The error inside nested groups; of several the first."""
+    inner = group.exceptions[0]
+    return first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+def typed(group: BaseExceptionGroup[TwinsiteError]) -> TwinsiteError:
+    error = first(group)
+    return error if isinstance(error, TwinsiteError) else Internal()
