@@ -128,7 +128,7 @@ class Jobs:
                     return
                 await wait(event, _POLL_SECONDS)
 
-    async def cancel(self, job_id: str, by: str) -> Job:
+    async def cancel(self, job_id: str, by: str, *, address: str = "") -> Job:
         """Ask the job to stop at its next safe point; who asked goes into the audit log. Raises JobIsFinal."""
         job = await self.get(job_id)
         async with self._database.write() as connection:
@@ -137,7 +137,13 @@ class Jobs:
                     return await self.get(job.id)
                 raise model.JobIsFinal(job.id, (await self.get(job.id)).state)
             await audit.record(
-                connection, actor=by, action="job.cancel", target=f"job/{job.id}", outcome="ok", now=self._clock.now()
+                connection,
+                actor=by,
+                action="job.cancel",
+                target=f"job/{job.id}",
+                outcome="ok",
+                address=address,
+                now=self._clock.now(),
             )
         self._wakes.wake(f"job:{job.id}")
         return await self.get(job.id)
