@@ -27,9 +27,9 @@ _BODY: Final = struct.Struct("<QIII")  # batch, disk, data clusters, zero runs
 class _Record:
     sequence: int
     disk: int
-    clusters: array[int]
+    clusters: "array[int]"
     fingerprints: bytes
-    zeros: array[int]  # start, count, start, count …
+    zeros: "array[int]"  # start, count, start, count …
 
     def dump(self) -> bytes:
         body = b"".join(
