@@ -1,0 +1,1 @@
+"""Where a site's clouds, networks and storage classifications come from."""
