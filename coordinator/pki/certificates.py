@@ -11,7 +11,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from twinsite import keys
 from twinsite.access import SKEW
-from twinsite.identity import Identity, trust_domain
+from twinsite.identity import Identity, from_certificate, trust_domain
 
 DAY: Final = 86400.0
 ROOT_LIFE: Final = 3650 * DAY
@@ -46,6 +46,10 @@ class Issued:
     def of(cls, chain_pem: bytes) -> "Issued":
         """From a stored chain."""
         return cls(x509.load_pem_x509_certificates(chain_pem)[0], chain_pem)
+
+    @property
+    def identity(self) -> Identity:
+        return from_certificate(self.certificate)
 
     @property
     def serial(self) -> str:

@@ -1,0 +1,1 @@
+"""How a server gets in: registration keys, and what is done with one."""
