@@ -1,9 +1,15 @@
 """Small files that survive a crash whole: written beside, synced, renamed."""
 
 import contextlib
+import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+from blake3 import blake3
+
+from twinsite.clock import SystemClock
 
 
 def sync_folder(folder: Path) -> None:
@@ -31,3 +37,28 @@ def descriptor(path: Path, flags: int) -> Iterator[int]:
         yield file
     finally:
         os.close(file)
+
+
+def safe_name(identifier: str) -> str:
+    """A file name for an identifier somebody else chose: it never becomes a path."""
+    return blake3(identifier.encode()).hexdigest(length=16)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, seconds: float = 0.0) -> Iterator[bool]:
+    """Whether the lock was got within `seconds`. The kernel frees it when the process dies, however it dies."""
+    pause = threading.Event()
+    clock = SystemClock()
+    deadline = clock.monotonic() + seconds
+    with descriptor(path, os.O_RDWR | os.O_CREAT) as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if clock.monotonic() >= deadline:
+                    yield False
+                    return
+                pause.wait(0.01)
+                continue
+            yield True
+            return

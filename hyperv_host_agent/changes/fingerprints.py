@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Final, Self
 
 from blake3 import blake3
 
-from hyperv_host_agent.changes.durable import replace, sync_folder
+from hyperv_host_agent.changes.durable import replace, safe_name, sync_folder
 from hyperv_host_agent.replication.cycle import Committed, DiskGeometry
 from twinsite.digest import FINGERPRINT_BYTES
 from twinsite.errors import Failed
@@ -196,7 +196,7 @@ class FingerprintIndex:
         self.close()
 
     def _path(self, disk: str) -> Path:
-        return self._folder / f"{blake3(disk.encode()).hexdigest(length=16)}.fp"  # an id never becomes a path
+        return self._folder / f"{safe_name(disk)}.fp"
 
     def _load(self) -> None:
         try:

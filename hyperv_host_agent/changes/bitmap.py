@@ -1,0 +1,87 @@
+"""One bit per cluster, over memory that belongs to somebody else (a mapped file)."""
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from twinsite.extents import Run
+
+# A sparse bitmap of a big disk is nearly all zero bytes, a dense one nearly all 0xff: both are skipped in C.
+_STRETCH: Final = re.compile(rb"\xff+|[^\x00\xff]", re.DOTALL)
+
+
+def _runs_of_byte(value: int) -> tuple[tuple[int, int], ...]:
+    found: list[tuple[int, int]] = []
+    start = None
+    for bit in range(9):
+        if value >> bit & 1:
+            start = bit if start is None else start
+        elif start is not None:
+            found.append((start, bit))
+            start = None
+    return tuple(found)
+
+
+_RUNS: Final = tuple(_runs_of_byte(value) for value in range(256))
+
+
+def bytes_for(bits: int) -> int:
+    return -(-bits // 8)
+
+
+class Bitmap:
+    """Bit n is bit n % 8 of byte n // 8. One writer at a time; a reader may look while it writes."""
+
+    def __init__(self, memory: memoryview, bits: int) -> None:
+        self._memory = memory[: bytes_for(bits)]
+        self._bits = bits
+
+    def __contains__(self, bit: int) -> bool:
+        return bool(self._memory[bit >> 3] >> (bit & 7) & 1)
+
+    def set(self, bit: int) -> None:
+        self._memory[bit >> 3] |= 1 << (bit & 7)
+
+    def clear(self) -> None:
+        self._memory[:] = bytes(len(self._memory))
+
+    def merge(self, other: "Bitmap") -> None:
+        """Set every bit that is set in `other`, which has the same length."""
+        both = self.number() | other.number()
+        self._memory[:] = both.to_bytes(len(self._memory), "little")
+
+    def number(self) -> int:
+        """All bits as one number, bit 0 the lowest."""
+        return int.from_bytes(self._memory, "little")
+
+    def count(self) -> int:
+        return self.number().bit_count()
+
+    def any_in(self, run: Run) -> bool:
+        """Whether a bit of the run is set; cheap for the usual answer, no."""
+        return any(self._memory[run.start >> 3 : (run.end + 7) >> 3]) and any(
+            bit in self for bit in range(run.start, run.end)
+        )
+
+    def snapshot(self) -> "Bitmap":
+        return Bitmap(memoryview(bytes(self._memory)), self._bits)
+
+    def runs(self) -> Iterator[Run]:
+        """Maximal runs of set bits, ascending."""
+        start = end = -1
+        for stretch in _STRETCH.finditer(bytes(self._memory)):
+            first = stretch.start() * 8
+            value = stretch[0]
+            pieces = ((0, len(value) * 8),) if value[0] == 0xFF else _RUNS[value[0]]
+            for begin, stop in pieces:
+                if first + begin == end:
+                    end = first + stop
+                    continue
+                if end > start:
+                    yield Run(start, min(end, self._bits) - start)
+                start, end = first + begin, first + stop
+        if end > start:
+            yield Run(start, min(end, self._bits) - start)
+
+    def release(self) -> None:
+        self._memory.release()

@@ -1,0 +1,355 @@
+"""What is known about changes to a VM's disks, in files mapped into memory beside them.
+
+    state          one page of words: which boot of the host, closed cleanly or not, the pending point …
+    <disk>.map     one page of words about the disk file, then three bitmaps: active, frozen, copied
+    anchor.json    the point the target confirmed
+
+`active` collects what the guest writes now, `frozen` what it wrote before the pending point, `copied` what was saved
+for the open point before it was overwritten. Mapped memory belongs to the kernel: a process killed at any instruction
+loses none of it. A host that crashes may lose any page of it, so the map remembers the boot it was written in and is
+believed in another boot only if it was closed cleanly; and it remembers when each disk file was last changed, so that
+a file that was edited, replaced or restored while nobody tracked it is noticed. What is doubtful is LOST, never clean.
+
+One process at a time writes: whoever holds the owner lock (see `tracked_disks`). Others may look.
+"""
+
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from blake3 import blake3
+
+from hyperv_host_agent.changes.base import Anchor
+from hyperv_host_agent.changes.bitmap import Bitmap, bytes_for
+from hyperv_host_agent.changes.disk import Disk
+from hyperv_host_agent.changes.durable import descriptor, replace, safe_name, sync_folder
+from hyperv_host_agent.replication.cycle import ID_BYTES
+from twinsite.extents import clusters
+
+_PAGE: Final = 4096
+_MAGIC: Final = int.from_bytes(b"TWSMAP01", "little")
+# A write that a kill interrupted has changed the file no later than this after it began.
+_SLOWEST_WRITE_NS: Final = 1_000_000_000
+
+
+def this_boot() -> bytes:
+    """Differs after every start of the host."""
+    return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+
+
+class MapUnusable(Exception):
+    """The files are missing, cut or of another disk size."""
+
+
+class _Words:
+    """Numbers of 64 bits in mapped memory; each is stored in one piece, so a kill leaves the old or the new one."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self._words = memory.cast("Q")
+
+    def __getitem__(self, place: int) -> int:
+        return int(self._words[place])
+
+    def __setitem__(self, place: int, value: int) -> None:
+        self._words[place] = value
+
+    def release(self) -> None:
+        self._words.release()
+
+
+class _Mapped:
+    """A file mapped whole."""
+
+    def __init__(self, path: Path, length: int, *, writable: bool) -> None:
+        with descriptor(path, os.O_RDWR if writable else os.O_RDONLY) as file:
+            if os.fstat(file).st_size != length:
+                raise MapUnusable(f"{path} has a wrong length")
+            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+            self._map = mmap.mmap(file, length, access=access)
+        self._memory = memoryview(self._map)
+        self.words = _Words(self._memory[:_PAGE])
+        if self.words[0] != _MAGIC:
+            self.close()
+            raise MapUnusable(f"{path} is not a change map")
+
+    def slice(self, start: int, length: int) -> memoryview:
+        return self._memory[start : start + length]
+
+    def flush(self) -> None:
+        self._map.flush()
+
+    def close(self) -> None:
+        self.words.release()
+        self._memory.release()
+        self._map.close()
+
+
+class DiskMap:
+    """The changes of one disk."""
+
+    _SIZE, _IDENTITY, _CHANGED, _WRITING = 1, 2, 4, 5  # words; the identity has two
+
+    def __init__(self, path: Path, disk: Disk, *, writable: bool) -> None:
+        bits = clusters(disk.size)
+        self._mapped = _Mapped(path, map_length(disk.size), writable=writable)
+        self._words = self._mapped.words
+        self._disk = disk
+        step = _padded(bytes_for(bits))
+        self.active, self.frozen, self.copied = (
+            Bitmap(self._mapped.slice(_PAGE + part * step, step), bits) for part in range(3)
+        )
+
+    def doubt(self, *, clean: bool) -> str:
+        """Why the disk's file may hold changes the map does not know; empty: it does not."""
+        if self._words[self._SIZE] != self._disk.size or self._identity() != self._recorded_identity():
+            return "the disk's file was replaced or resized"
+        changed, known = self._disk.changed_ns(), self._words[self._CHANGED]
+        if changed == known:
+            return ""
+        writing = self._words[self._WRITING]
+        if not clean and writing and known < changed <= writing + _SLOWEST_WRITE_NS:
+            return ""  # the change is the tracked write that a kill interrupted; its bits were set before
+        return "the disk's file was changed while it was not tracked"
+
+    def write_begins(self, now: float) -> None:
+        self._words[self._WRITING] = int(now * 1e9)
+
+    def write_ended(self) -> None:
+        self._words[self._CHANGED] = self._disk.changed_ns()
+        self._words[self._WRITING] = 0
+
+    def trust(self) -> None:
+        """From now on the disk's file as it is belongs to this map."""
+        for place, word in enumerate(self._identity()):
+            self._words[self._IDENTITY + place] = word
+        self._words[self._SIZE] = self._disk.size
+        self.write_ended()
+
+    def flush(self) -> None:
+        self._mapped.flush()
+
+    def close(self) -> None:
+        for bitmap in (self.active, self.frozen, self.copied):
+            bitmap.release()
+        self._mapped.close()
+
+    def _identity(self) -> tuple[int, int]:
+        digest = blake3(self._disk.identity()).digest(length=16)
+        return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+    def _recorded_identity(self) -> tuple[int, int]:
+        return self._words[self._IDENTITY], self._words[self._IDENTITY + 1]
+
+
+class ChangeMap:
+    """The map of one VM, opened. Writing methods are for the holder of the owner lock."""
+
+    _BOOT, _CLEAN, _ACTIVE_LOST, _FROZEN_LOST, _POINT_OPEN, _POINT_FAILED, _GENERATION = 1, 3, 4, 5, 6, 7, 8
+    _PENDING, _PENDING_CYCLE, _PENDING_ID = 9, 10, 11  # words; boot and id have two
+
+    def __init__(self, folder: Path, disks: Mapping[str, Disk], *, writable: bool, boot: bytes) -> None:
+        """Raises MapUnusable."""
+        self._folder, self._boot = folder, boot
+        self.disks: dict[str, DiskMap] = {}
+        try:
+            self._state = _Mapped(folder / "state", _PAGE, writable=writable)
+        except FileNotFoundError as error:
+            raise MapUnusable(str(error)) from error
+        self._words = self._state.words
+        try:
+            for identifier, disk in disks.items():
+                self.disks[identifier] = DiskMap(map_path(folder, identifier), disk, writable=writable)
+        except (FileNotFoundError, MapUnusable) as error:
+            self.close()
+            raise MapUnusable(str(error)) from error
+
+    def doubt(self) -> str:
+        """Why the map may miss changes made while nobody had it open; empty: it does not."""
+        clean = bool(self._words[self._CLEAN])
+        if not clean and self._get_16_bytes(self._BOOT) != self._boot:
+            return "the host stopped while the VM ran"
+        return next(filter(None, (disk.doubt(clean=clean) for disk in self.disks.values())), "")
+
+    def attach(self) -> str:
+        """Begin to write: what is doubtful becomes LOST, durably, before the first write. Says why it is doubtful."""
+        doubt = self.doubt()
+        if doubt:
+            self._words[self._ACTIVE_LOST] = 1
+            self._words[self._POINT_FAILED] = 1
+        self._words[self._CLEAN] = 0
+        self._set_16_bytes(self._BOOT, self._boot)
+        self._state.flush()
+        for disk in self.disks.values():
+            disk.trust()
+        pending = self.pending()
+        if pending is not None and pending == self.anchor():
+            self._finish_ack()
+        return doubt
+
+    def detach_cleanly(self) -> None:
+        """Everything is durable and whole; call after the disks were synced, instead of leaving by a crash."""
+        for disk in self.disks.values():
+            disk.write_ended()
+            disk.flush()
+        self._state.flush()
+        self._words[self._CLEAN] = 1
+        self._state.flush()
+
+    # Points.
+
+    @property
+    def active_lost(self) -> bool:
+        return bool(self._words[self._ACTIVE_LOST])
+
+    @property
+    def frozen_lost(self) -> bool:
+        return bool(self._words[self._FROZEN_LOST])
+
+    @property
+    def point_open(self) -> bool:
+        return bool(self._words[self._POINT_OPEN])
+
+    @property
+    def point_failed(self) -> bool:
+        return bool(self._words[self._POINT_FAILED])
+
+    @property
+    def generation(self) -> int:
+        """Rises with every point that is opened."""
+        return self._words[self._GENERATION]
+
+    def lose(self) -> None:
+        """What changed since the anchor is not known."""
+        self._words[self._ACTIVE_LOST] = 1
+
+    def fail_point(self) -> None:
+        self._words[self._POINT_FAILED] = 1
+
+    def anchor(self) -> Anchor | None:
+        return _read_anchor(self._folder / "anchor.json")
+
+    def pending(self) -> Anchor | None:
+        """The point that was opened and is neither acked nor discarded."""
+        if not self._words[self._PENDING]:
+            return None
+        return Anchor(self._words[self._PENDING_CYCLE], self._get_16_bytes(self._PENDING_ID))
+
+    def freeze(self, point: Anchor) -> None:
+        """What is active belongs to `point` now, with what an earlier point froze; no guest write runs meanwhile."""
+        self.close_point()
+        # A kill in between leaves frozen bits without a pending point; the next point takes them in.
+        self._words[self._PENDING] = 0
+        self._words[self._PENDING_CYCLE] = point.cycle
+        self._set_16_bytes(self._PENDING_ID, point.id)
+        self._words[self._PENDING] = 1
+        # Every bit is set in its new place before it goes from the old one; a kill in between leaves it in both.
+        self._words[self._FROZEN_LOST] |= self._words[self._ACTIVE_LOST]
+        self._words[self._ACTIVE_LOST] = 0
+        for disk in self.disks.values():
+            disk.frozen.merge(disk.active)
+            disk.active.clear()
+            disk.copied.clear()
+        self._words[self._GENERATION] += 1
+        self._words[self._POINT_FAILED] = 0
+        self._words[self._POINT_OPEN] = 1
+
+    def close_point(self) -> None:
+        self._words[self._POINT_OPEN] = 0
+
+    def ack(self, point: Anchor) -> None:
+        """Raises ValueError when another point is pending."""
+        pending = self.pending()
+        if pending not in (None, point):
+            raise ValueError(f"cycle {point.cycle} is not the one that is pending")
+        if pending is None and self.anchor() == point:
+            return
+        # The anchor first: bits that outlive it only cost a comparison, an anchor that outlives its bits loses changes.
+        replace(self._folder / "anchor.json", _anchor_bytes(point))
+        if pending is not None:
+            self._finish_ack()
+
+    def discard(self) -> None:
+        self._words[self._ACTIVE_LOST] |= self._words[self._FROZEN_LOST]
+        for disk in self.disks.values():
+            disk.active.merge(disk.frozen)
+            disk.frozen.clear()
+        self._words[self._FROZEN_LOST] = 0
+        self._words[self._PENDING] = 0
+
+    def close(self) -> None:
+        for disk in self.disks.values():
+            disk.close()
+        self._state.close()
+
+    def _get_16_bytes(self, place: int) -> bytes:
+        return b"".join(self._words[place + half].to_bytes(8, "little") for half in range(2))
+
+    def _set_16_bytes(self, place: int, value: bytes) -> None:
+        if len(value) != ID_BYTES:
+            raise ValueError(f"{value!r} has not {ID_BYTES} bytes")
+        for half in range(2):
+            self._words[place + half] = int.from_bytes(value[half * 8 : half * 8 + 8], "little")
+
+    def _finish_ack(self) -> None:
+        for disk in self.disks.values():
+            disk.frozen.clear()
+        self._words[self._FROZEN_LOST] = 0
+        self._words[self._PENDING] = 0
+
+
+def create(folder: Path, disks: Mapping[str, Disk], *, boot: bytes) -> None:
+    """A map that knows of no change yet, in place of whatever is there; the anchor of an unusable map is kept, LOST."""
+    anchor = _read_anchor(folder / "anchor.json")
+    new = folder.with_name(folder.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(mode=0o700)
+    _write_page(new / "state", _PAGE)
+    for identifier, disk in disks.items():
+        _write_page(map_path(new, identifier), map_length(disk.size))
+    opened = ChangeMap(new, disks, writable=True, boot=boot)
+    for disk_map in opened.disks.values():
+        disk_map.trust()
+    if anchor is not None:
+        opened.ack(anchor)
+        opened.lose()
+    opened.detach_cleanly()
+    opened.close()
+    shutil.rmtree(folder, ignore_errors=True)
+    new.rename(folder)
+    sync_folder(folder.parent)
+
+
+def map_path(folder: Path, disk: str) -> Path:
+    return folder / f"{safe_name(disk)}.map"
+
+
+def map_length(size: int) -> int:
+    return _PAGE + 3 * _padded(bytes_for(clusters(size)))
+
+
+def _padded(length: int) -> int:
+    return -(-length // _PAGE) * _PAGE
+
+
+def _write_page(path: Path, length: int) -> None:
+    with path.open("wb") as file:
+        file.write(_MAGIC.to_bytes(8, "little"))
+        file.flush()
+        # Storing to a hole of a mapped file kills the process when the file system is full: leave no hole.
+        os.posix_fallocate(file.fileno(), 0, length)
+
+
+def _anchor_bytes(anchor: Anchor) -> bytes:
+    return json.dumps({"cycle": anchor.cycle, "id": anchor.id.hex()}).encode()
+
+
+def _read_anchor(path: Path) -> Anchor | None:
+    try:
+        words = json.loads(path.read_bytes())
+        return Anchor(words["cycle"], bytes.fromhex(words["id"]))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None  # an anchor nobody can read is none: everything is compared

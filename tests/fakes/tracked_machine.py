@@ -1,0 +1,140 @@
+"""Tracked disks in files whose guest is the test, in its own process, running or stopped."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from hyperv_host_agent.changes.disk import Disk, RawDisk
+from hyperv_host_agent.changes.durable import locked, safe_name
+from hyperv_host_agent.changes.tracked_disks import OWNER_LOCK, Owner, OwnerGone, TrackedDisks
+from hyperv_host_agent.changes.tracked_file import FilePoint, TrackedFileSource
+from hyperv_host_agent.replication.cycle import DiskGeometry
+from twinsite.units import GiB
+
+
+class TrackedMachine:
+    def __init__(self, folder: Path, disks: tuple[DiskGeometry, ...], *, boot: bytes = b"boot" * 4) -> None:
+        self.folder, self.geometry, self.boot = folder, disks, boot
+        self.scratch_limit = 4 * GiB
+        self.guest: TrackedDisks | None = None
+        self._running = contextlib.ExitStack()
+        for disk in disks:
+            with self.path(disk.id).open("wb") as file:
+                file.truncate(disk.size)
+        self.source = self.new_source()
+        self.points: list[FilePoint] = []
+
+    def path(self, disk: str) -> Path:
+        return self.folder / f"{safe_name(disk)}.raw"
+
+    def open_disk(self, disk: str, writable: bool) -> Disk:
+        return RawDisk(self.path(disk), writable=writable)
+
+    def new_source(self) -> TrackedFileSource:
+        machine = self
+
+        class Source(TrackedFileSource):
+            def open_point(self, cycle: int, id: bytes, *, consistency: str) -> FilePoint:  # noqa: A002  # as the port
+                machine.points.append(super().open_point(cycle, id, consistency=consistency))
+                return machine.points[-1]
+
+        return Source(
+            "vm",
+            self.folder,
+            self.geometry,
+            self.open_disk,
+            machine=lambda: b"",
+            owner=self._owner,
+            settled=lambda: True,
+            boot=self.boot,
+        )
+
+    def _owner(self) -> Owner:
+        if self.guest is None:
+            raise OwnerGone
+        return self.guest
+
+    def start(self) -> None:
+        self._running = contextlib.ExitStack()
+        assert self._running.enter_context(locked(self.folder / OWNER_LOCK, seconds=10))
+        self.guest = TrackedDisks(
+            self.folder,
+            {disk.id: self.open_disk(disk.id, True) for disk in self.geometry},
+            boot=self.boot,
+            scratch_limit=self.scratch_limit,
+        )
+
+    def stop(self) -> None:
+        guest, self.guest = self.guest, None
+        if guest is not None:
+            guest.close()
+            self._running.close()
+
+    def kill(self) -> None:
+        """As SIGKILL leaves it: nothing is closed cleanly, the kernel frees the lock."""
+        guest, self.guest = self.guest, None
+        assert guest is not None
+        with guest._writing:
+            if guest._map is not None:
+                guest._map.close()
+        guest._close_scratch()
+        for disk in guest._disks.values():
+            disk.close()
+        self._running.close()
+
+    def abandon_points(self) -> None:
+        """As the death of the agent leaves them: the kernel frees the reader's lock and its files, nobody is told."""
+        for point in self.points:
+            point._closed = True
+            point._resources.close()
+        self.points.clear()
+
+    def write(self, disk: str, offset: int, data: bytes) -> None:
+        with self.writer() as guest:
+            guest.write(disk, offset, data)
+
+    @contextlib.contextmanager
+    def writer(self) -> Iterator[TrackedDisks]:
+        if self.guest is not None:
+            yield self.guest
+            return
+        self.start()
+        assert self.guest is not None
+        try:
+            yield self.guest
+        finally:
+            self.stop()
+
+    def content(self, disk: str) -> bytes:
+        return self.path(disk).read_bytes()
+
+    def edit_behind_its_back(self, disk: str) -> None:
+        """The file is changed by somebody else, long enough after the last write for the file system's clock."""
+        path = self.path(disk)
+        before = path.stat().st_ctime_ns
+        for _ in range(1000):
+            with path.open("r+b") as file:
+                first = file.read(1)
+                file.seek(0)
+                file.write(first)
+            if path.stat().st_ctime_ns != before:
+                return
+            threading.Event().wait(0.005)
+        raise AssertionError("the file system's clock stands")
+
+    def close(self) -> None:
+        self.abandon_points()
+        self.stop()
+
+    def restore(self, old: Path) -> None:
+        """Put another folder's files in place of this one's, times preserved as far as a backup can."""
+        for path in old.rglob("*"):
+            if path.is_file():
+                target = self.folder / path.relative_to(old)
+                target.parent.mkdir(exist_ok=True)
+                target.unlink(missing_ok=True)
+                target.write_bytes(path.read_bytes())
+                found = path.stat()
+                os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
