@@ -50,7 +50,8 @@ class _Stream:
 class Receiver:
     """Decides what a target does with frames. `handle` raises nothing but OlderTerm for a TermRaised that falls."""
 
-    def __init__(self, vm_id: str, state: TargetState) -> None:
+    def __init__(self, vm_id: str, state: TargetState, *, sync_bytes: int = SYNC_BYTES) -> None:
+        self._sync_bytes = sync_bytes
         self._vm_id = vm_id
         self._state = state
         self._stream: _Stream | None = None
@@ -143,7 +144,7 @@ class Receiver:
             stream.since = now
         stream.unsynced += sum(len(part) for part in event.body)
         put = Put(event.batch, stream.digest)
-        return [put, *self._sync(stream)] if stream.unsynced >= SYNC_BYTES else [put]
+        return [put, *self._sync(stream)] if stream.unsynced >= self._sync_bytes else [put]
 
     def _sync(self, stream: _Stream) -> list[Action]:
         stream.unsynced = 0

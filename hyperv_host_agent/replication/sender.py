@@ -119,7 +119,10 @@ class _Stream:
 class Sender:
     """Decides what a source does. One outstanding question at a time; the stream's acks come beside it."""
 
-    def __init__(self, vm_id: str, state: SenderState, new_id: Callable[[], bytes]) -> None:
+    def __init__(
+        self, vm_id: str, state: SenderState, new_id: Callable[[], bytes], *, window: int = WINDOW_BYTES
+    ) -> None:
+        self._window = window
         self._vm_id = vm_id
         self._state = state
         self._new_id = new_id
@@ -368,7 +371,7 @@ class Sender:
         if self._spool is None:
             return self._pump_copy(stream, flight)
         actions: list[Action] = []
-        while stream.sent < len(self._spool) and stream.bytes < WINDOW_BYTES:
+        while stream.sent < len(self._spool) and stream.bytes < self._window:
             actions += self._send(stream, self._spool[stream.sent], Position())
         if stream.sent == len(self._spool):
             actions += self._finish(stream, flight)
@@ -379,7 +382,7 @@ class Sender:
             return []
         if stream.position.disk >= len(flight.header.disks):
             return self._finish(stream, flight)
-        if stream.bytes >= WINDOW_BYTES:
+        if stream.bytes >= self._window:
             return []
         stream.reading = True
         return [

@@ -1,0 +1,334 @@
+"""The source's agent around a `Sender`: acts on what it orders, and may die between any two actions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from hyperv_host_agent.replication import sending as say
+from hyperv_host_agent.replication import state as states
+from hyperv_host_agent.replication.cycle import Batch, Committed, CycleHeader, TargetState
+from hyperv_host_agent.replication.sender import Sender
+from tests.simulation import content
+from tests.simulation.machine import Guest, NotReadable, Snapshot
+from tests.simulation.network import Cut, Network, Stream
+from tests.simulation.target import BatchSent, BeginSent, EndSent, Target
+from tests.simulation.world import World
+from twinsite.digest import chain
+from twinsite.errors import TwinsiteError
+from twinsite.extents import CLUSTER, Run, runs
+
+VM = "vm-1"
+WINDOW = 6000  # bytes, some twenty of these small batches
+Cell = tuple[str, int, bytes]  # disk, cluster, fingerprint
+
+
+@dataclass
+class Pending:
+    id: bytes
+    batches: dict[int, list[Cell]] = field(default_factory=dict)
+
+
+@dataclass
+class Disk:
+    """What survives the agent's death: all of it is durable once the action is done."""
+
+    state: bytes = b""
+    index: dict[str, dict[int, bytes]] | None = field(default_factory=dict)
+    pending: Pending | None = None
+
+
+@dataclass
+class Point:
+    header_id: bytes
+    snapshot: Snapshot
+    dirty: dict[str, list[int]]
+
+
+@dataclass
+class Made:
+    """A batch that can be sent."""
+
+    batch: Batch
+    body: tuple[bytes, bytes]
+    ready: say.Ready
+    cells: list[Cell]
+
+
+class Source:
+    sender_type: type[Sender] = Sender
+
+    def __init__(self, world: World, guest: Guest, network: Network, target: Target) -> None:
+        self.world, self.guest, self.network, self.target = world, guest, network, target
+        self.disk = Disk()
+        self.snapshots: dict[bytes, Snapshot] = {}  # the run's own record: what the source was at each instant
+        self.life = 0  # which incarnation of the agent; replies to an older one go nowhere
+        self.up = False
+        self.assigned = say.Assigned(term=1, frequency=world.between(1.0, 8.0))
+        self.deadly = 0.0  # chance to die before an action
+        self.flaky = 0.0  # chance that the source cannot be read
+        self.clusters_per_batch = world.rng.randint(1, 4)
+        self.boot()
+
+    # ------------------------------------------------------------------------------------------- life and death
+
+    def boot(self) -> None:
+        if self.up:
+            return
+        self.up = True
+        self.life += 1
+        state = states.load(self.disk.state) if self.disk.state else states.SenderState()
+        self.sender = self.sender_type(VM, state, self.world.new_id, window=WINDOW)
+        self.stream: Stream | None = None
+        self.stream_number = 0
+        self.point: Point | None = None
+        self.spool: dict[int, Made] = {}
+        self.pending = self.disk.pending and Pending(self.disk.pending.id, dict(self.disk.pending.batches))
+        self.wakes = 0
+        self.feed(self.assigned)
+
+    def die(self) -> None:
+        """kill -9."""
+        if self.up:
+            self.up = False
+            self.world.log("source dies")
+            if self.stream:
+                self.stream.cut(by=1)
+            self.world.after(self.world.between(0.1, 3.0), self.boot)
+
+    def assign(self, assigned: say.Assigned) -> None:
+        self.assigned = assigned
+        if self.up:
+            self.feed(assigned)
+
+    def later(self, delay: float, act: Callable[[], None]) -> None:
+        """Something of this incarnation."""
+        life = self.life
+
+        def alive() -> None:
+            if self.up and self.life == life:
+                act()
+
+        self.world.after(delay, alive)
+
+    def reply(self, event: say.Event, delay: float | None = None) -> None:
+        self.later(self.world.between(0.001, 0.1) if delay is None else delay, lambda: self.feed(event))
+
+    def feed(self, event: say.Event) -> None:
+        life = self.life
+        self.world.log("source", type(event).__name__)
+        for action in self.sender.handle(event, self.world.now):
+            if self.deadly and self.world.chance(self.deadly):
+                self.die()
+            if not self.up or self.life != life:
+                return
+            self.world.log("source does", type(action).__name__)
+            self.act(action)
+
+    # ------------------------------------------------------------------------------------------------- actions
+
+    def act(self, action: say.Action) -> None:
+        match action:
+            case say.Wake(at):
+                self.wakes += 1
+                number = self.wakes
+                self.later(max(0.0, at - self.world.now), lambda: number == self.wakes and self.feed(say.Woke()))
+            case say.Persist(state):
+                self.disk.state = states.dump(state)
+            case say.AskTarget():
+                self.ask_target()
+            case say.AskSource():
+                self.ask_source()
+            case say.AckPoint(committed):
+                self.guest.tracking.ack(committed)
+            case say.DiscardPoint():
+                self.point = None
+                self.guest.tracking.discard()
+            case say.OpenPoint(number, id_, consistency):
+                self.later(self.world.between(0.01, 0.3), lambda: self.open_point(Committed(number, id_), consistency))
+            case say.ClosePoint():
+                self.point = None
+            case say.ReadPoint():
+                self.read_point(action)
+            case say.ReadSlice():
+                self.later(self.world.between(0.01, 0.2), lambda: self.read_slice(action))
+            case say.StorePending(id_, through):
+                self.store_pending(id_, through)
+            case say.ApplyPending(header, complete):
+                self.apply_pending(header, complete)
+            case say.DropPending():
+                self.pending = self.disk.pending = None
+            case say.DropSpool():
+                self.spool = {}
+            case say.BeginStream():
+                self.begin_stream(action)
+            case say.SendBatch(_, sequence):
+                made = self.spool[sequence]
+                if self.stream:
+                    self.stream.send(0, BatchSent(made.batch, made.body))
+            case say.SendEnd(_, batches, digest):
+                if self.stream:
+                    self.stream.send(0, EndSent(batches, digest))
+            case say.CloseStream():
+                if self.stream:
+                    self.stream.cut(by=1)
+                self.stream = None
+
+    def ask_target(self) -> None:
+        def answered(value: object | None) -> None:
+            if isinstance(value, TargetState):
+                self.later(0.0, lambda: self.feed(say.TargetKnown(value)))
+            else:
+                self.later(0.0, lambda: self.feed(say.TargetFailed(Cut())))
+
+        self.network.call(self.target.asked, answered)
+
+    def ask_source(self) -> None:
+        tracking = self.guest.tracking
+        if self.world.chance(self.flaky):
+            self.reply(say.SourceFailed(NotReadable()))
+            return
+        tracking.start()
+        self.reply(say.SourceKnown(tracking.anchor, self.guest.geometry(), self.disk.index is not None))
+
+    def open_point(self, named: Committed, consistency: str) -> None:
+        if self.world.chance(self.flaky):
+            self.feed(say.SourceFailed(NotReadable()))
+            return
+        try:
+            snapshot, dirty, whole = self.guest.tracking.open(named)
+        except NotReadable as error:
+            self.feed(say.SourceFailed(error))
+            return
+        self.snapshots[named.id] = snapshot
+        self.point = Point(named.id, snapshot, dirty)
+        opened = say.PointOpened(snapshot.instant, consistency, self.guest.geometry(), whole)
+        self.reply(opened)
+
+    # ------------------------------------------------------------------------------------------------- reading
+
+    def wanted(self, header: CycleHeader, disk: int, clusters: list[tuple[int, int]], *, suppress: bool) -> list[Cell]:
+        """Of (cluster, token) pairs what goes, with tokens put aside in `tokens`."""
+        name = header.disks[disk].id
+        known = (self.disk.index or {}).get(name, {})
+        cells = []
+        for cluster, token in clusters:
+            fingerprint = content.fingerprint(token)
+            if suppress and known.get(cluster, content.fingerprint(content.ZERO)) == fingerprint:
+                continue
+            cells.append((name, cluster, fingerprint))
+        return cells
+
+    def make(self, sequence: int, disk: int, cells: list[Cell], tokens: dict[int, int], before: bytes) -> Made:
+        data = [cell for cell in cells if tokens[cell[1]] != content.ZERO]
+        frames = [content.frame(tokens[cluster]) for _, cluster, _ in data]
+        zeros = tuple(runs(cluster for _, cluster, _ in cells if tokens[cluster] == content.ZERO))
+        batch = Batch(
+            sequence=sequence,
+            disk=disk,
+            clusters=tuple(cluster for _, cluster, _ in data),
+            lengths=tuple(map(len, frames)),
+            fingerprints=b"".join(fingerprint for _, _, fingerprint in data),
+            zero_runs=zeros,
+            payload=b"".join(frames),
+        )
+        head = f"{sequence} {disk} {batch.clusters} {batch.lengths} {zeros}".encode() + batch.fingerprints
+        body = (head, bytes(batch.payload))
+        ready = say.Ready(sequence, len(head) + len(batch.payload), chain(before, *body), len(cells) * CLUSTER)
+        return Made(batch, body, ready, cells)
+
+    def read_point(self, action: say.ReadPoint) -> None:
+        point, header = self.point, action.header
+        if point is None or self.world.chance(self.flaky):
+            self.point = None
+            self.reply(say.SourceFailed(NotReadable()))
+            return
+        self.spool = {}
+        self.pending = Pending(header.id)
+        digest = bytes(16)
+        for index, disk in enumerate(header.disks):
+            held = point.snapshot.content[disk.id]
+            whole = disk.id in action.whole
+            places = range(point.snapshot.sizes[disk.id]) if whole else point.dirty[disk.id]
+            cells = self.wanted(
+                header, index, [(c, held.get(c, content.ZERO)) for c in places], suppress=action.suppress and not whole
+            )
+            for at in range(0, len(cells), self.clusters_per_batch):
+                part = cells[at : at + self.clusters_per_batch]
+                made = self.make(
+                    len(self.spool) + 1, index, part, {c: held.get(c, content.ZERO) for _, c, _ in part}, digest
+                )
+                digest = made.ready.digest
+                self.spool[made.ready.sequence] = made
+                self.pending.batches[made.ready.sequence] = made.cells
+        self.reply(say.PointRead(tuple(made.ready for made in self.spool.values())), self.world.between(0.01, 0.5))
+
+    def read_slice(self, action: say.ReadSlice) -> None:
+        header, position = action.header, action.position
+        disk = header.disks[position.disk]
+        size = disk.size // CLUSTER
+        # Which disks are there may have changed since: a read fails then.
+        if self.world.chance(self.flaky) or self.guest.sizes.get(disk.id, 0) < size or not self.guest.running:
+            self.feed(say.SourceFailed(NotReadable(), action.stream))
+            return
+        end = min(size, position.cluster + self.clusters_per_batch)
+        held = self.guest.content[disk.id]
+        tokens = {c: held.get(c, content.ZERO) for c in range(position.cluster, end)}
+        cells = self.wanted(header, position.disk, list(tokens.items()), suppress=action.suppress)
+        after = states.Position(position.disk, end) if end < size else states.Position(position.disk + 1, 0)
+        if self.pending is None or self.pending.id != header.id:
+            self.pending = Pending(header.id)
+        self.pending.batches = {n: held for n, held in self.pending.batches.items() if n < action.sequence}
+        ready = None
+        if cells:
+            made = self.make(action.sequence, position.disk, cells, tokens, action.digest)
+            ready = made.ready
+            self.spool[action.sequence] = made
+            self.pending.batches[action.sequence] = cells
+        self.reply(say.SliceRead(action.stream, ready, after))
+
+    # -------------------------------------------------------------------------------------------- fingerprints
+
+    def store_pending(self, id_: bytes, through: int) -> None:
+        held = self.pending.batches if self.pending and self.pending.id == id_ else {}
+        self.disk.pending = Pending(id_, {number: cells for number, cells in held.items() if number <= through})
+
+    def apply_pending(self, header: CycleHeader, complete: bool) -> None:
+        pending = self.disk.pending
+        sound = pending is not None and pending.id == header.id and (complete or self.disk.index is not None)
+        if sound and pending:
+            index = {} if complete else {disk: dict(held) for disk, held in (self.disk.index or {}).items()}
+            sizes = {disk.id: disk.size // CLUSTER for disk in header.disks}
+            for cells in pending.batches.values():
+                for disk, cluster, fingerprint in cells:
+                    index.setdefault(disk, {})[cluster] = fingerprint
+            self.disk.index = {
+                disk: {cluster: held for cluster, held in clusters.items() if cluster < sizes[disk]}
+                for disk, clusters in index.items()
+                if disk in sizes
+            }
+        self.reply(say.Applied(sound))
+
+    # -------------------------------------------------------------------------------------------------- stream
+
+    def begin_stream(self, action: say.BeginStream) -> None:
+        if self.stream:
+            self.stream.cut(by=1)
+        number, life = action.stream, self.life
+
+        def arrived(message: object) -> None:
+            if not self.up or self.life != life:
+                return
+            match message:
+                case int():
+                    self.feed(say.Durable(number, message))
+                case Committed():
+                    self.feed(say.CommitAcked(number, message))
+                case TwinsiteError():
+                    self.feed(say.StreamLost(number, message))
+                case None:
+                    self.feed(say.StreamLost(number, Cut()))
+
+        self.stream = self.target.accept(arrived)
+        self.stream.send(0, BeginSent(action.header, action.resume_after, self.assigned.term))
+
+
+__all__ = ["VM", "Run", "Source"]
