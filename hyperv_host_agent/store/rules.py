@@ -12,12 +12,13 @@ from twinsite.extents import clusters
 
 MAX_DISK_BYTES: Final = 64 << 40  # what VHDX and the formats' tables are held to
 _ID = re.compile(r"[A-Za-z0-9-]{1,64}")
+_TAKEN: Final = frozenset({"points", "pins"})  # directories that stand beside those of disks
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 
 
 def check_id(kind: str, name: str) -> str:
     """The id of a VM or a disk, safe as one part of a path. Raises BadName."""
-    if not _ID.fullmatch(name):
+    if not _ID.fullmatch(name) or name.lower() in _TAKEN:
         raise BadName(kind, name)
     return name
 

@@ -182,7 +182,7 @@ class Layer:
                 return zstd_frame.content(self._read(*frame_extent(entry)))
             except zstd_frame.BadFrame as error:
                 raise LayerDamaged(self.path, error.problem, cluster) from error
-        if entry & ZERO or not entry & _OFFSET:
+        if _reads_zero(entry):
             return _ZEROS
         return self._read(entry & _OFFSET, CLUSTER).ljust(CLUSTER, b"\0")
 
@@ -259,11 +259,16 @@ class ChainReader:
     def is_zero(self, cluster: int) -> bool:
         """Whether the chain knows without reading that the cluster holds zeros. ValueError for one past the end."""
         layer, entry, _ = self._find(cluster)
-        return (
-            layer is None
-            or not (entry & COMPRESSED or entry & _OFFSET)
-            or bool(entry & ZERO and not entry & COMPRESSED)
-        )
+        return layer is None or _reads_zero(entry)
+
+    def mapped(self, start: int, end: int) -> list[int]:
+        """The clusters `start` up to `end` that hold data, ascending."""
+        found: dict[int, int] = {}
+        for layer, limit in self._layers:
+            end = min(end, clusters(limit))
+            for cluster, entry in layer.entries(start, end):
+                found.setdefault(cluster, entry)
+        return sorted(cluster for cluster, entry in found.items() if not _reads_zero(entry))
 
     def close(self) -> None:
         for layer, _ in self._layers:
@@ -286,6 +291,10 @@ class ChainReader:
             if entry:
                 return layer, entry, limit - cluster * CLUSTER
         return None, 0, 0
+
+
+def _reads_zero(entry: int) -> bool:
+    return not entry & COMPRESSED and (bool(entry & ZERO) or not entry & _OFFSET)
 
 
 def _big_endian(data: bytes) -> "array[int]":

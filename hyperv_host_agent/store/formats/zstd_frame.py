@@ -42,10 +42,15 @@ class BadFrame(ValueError):
 
 def raw(data: bytes | memoryview) -> bytes:
     """A frame that stores a cluster as it is (padded with zeros), made without the compressor: CLUSTER + 14 bytes."""
+    return b"".join(raw_parts(data))
+
+
+def raw_parts(data: bytes | memoryview) -> tuple[bytes, bytes | memoryview, bytes]:
+    """The pieces of `raw`, for a caller that joins many frames: a whole cluster is not copied here."""
     if len(data) != CLUSTER:
         data = bytes(data).ljust(CLUSTER, b"\0")
     checksum = xxhash.xxh64_intdigest(data) & 0xFFFFFFFF
-    return b"".join((_RAW_HEAD, data, checksum.to_bytes(_CHECKSUM_BYTES, "little")))
+    return _RAW_HEAD, data, checksum.to_bytes(_CHECKSUM_BYTES, "little")
 
 
 def check(payload: bytes | memoryview, lengths: Sequence[int]) -> None:

@@ -1,0 +1,96 @@
+"""What one disk of a replica holds: fingerprints through a chain of side files, and whether the layers agree."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Final
+
+from hyperv_host_agent.store.formats.qcow2 import ChainReader, LayerDamaged
+from hyperv_host_agent.store.formats.side_file import SideFile, side_path
+from hyperv_host_agent.store.manifests import LayerRef
+from twinsite.digest import ZERO_FINGERPRINT, fingerprint, is_zero
+from twinsite.extents import CLUSTER, clusters
+
+_WINDOW: Final = 8192  # clusters: 512 MiB of the disk at a time
+
+
+class DiskContent:
+    """A disk's chain with its side files, open for reading; files that are replaced meanwhile do not matter."""
+
+    def __init__(self, directory: Path, layers: Sequence[LayerRef]) -> None:
+        """Raises LayerDamaged."""
+        with ExitStack() as stack:
+            self._refs = list(layers)
+            self._reader = stack.enter_context(closing(ChainReader([directory / layer.file for layer in layers])))
+            self._sides = [
+                stack.enter_context(closing(SideFile(side_path(directory / layer.file)))) for layer in layers
+            ]
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def damaged_sides(self) -> Iterator[SideFile]:
+        """The side files that differ from what was committed."""
+        for ref, side in zip(self._refs, self._sides, strict=True):
+            if side.digest() != ref.digest:
+                yield side
+
+    def fingerprints(self, start: int, count: int) -> Iterator[tuple[int, bytes]]:
+        """(cluster, fingerprint) of the clusters `start` up to `start + count` that hold data, ascending."""
+        end = min(start + count, clusters(self._reader.size))
+        for first in range(start, end, _WINDOW):
+            found = self._window(first, min(first + _WINDOW, end))
+            for cluster in sorted(found):
+                if found[cluster] != ZERO_FINGERPRINT:
+                    yield cluster, found[cluster]
+
+    def problems(self) -> Iterator[tuple[int | None, str]]:
+        """(cluster, what is wrong) after reading and decompressing everything."""
+        for side in self.damaged_sides():
+            yield None, f"{side.path.name} does not match the digest in its manifest"
+        end = clusters(self._reader.size)
+        for first in range(0, end, _WINDOW):
+            last = min(first + _WINDOW, end)
+            try:
+                found = self._window(first, last)
+                mapped = set(self._reader.mapped(first, last))
+            except LayerDamaged as error:
+                yield error.cluster, str(error)
+                continue
+            wanted = {cluster for cluster in found if found[cluster] != ZERO_FINGERPRINT}
+            for cluster in sorted(mapped | wanted):
+                problem = self._problem(cluster, found.get(cluster, ZERO_FINGERPRINT))
+                if problem:
+                    yield cluster, problem
+
+    def _problem(self, cluster: int, expected: bytes) -> str | None:
+        try:
+            data = self._reader.read_cluster(cluster)
+        except LayerDamaged as error:
+            return str(error)
+        actual = ZERO_FINGERPRINT if is_zero(data) else fingerprint(data)
+        if actual == expected or (actual == ZERO_FINGERPRINT and fingerprint(data) == expected):
+            return None
+        return "its content does not match its fingerprint"
+
+    def _window(self, start: int, end: int) -> dict[int, bytes]:
+        """Fingerprints of data clusters, ZERO_FINGERPRINT for those that a layer says are zero."""
+        found: dict[int, bytes] = {}
+        smallest = self._reader.size  # of the layers above the one that is looked at
+        for ref, side in zip(reversed(self._refs), reversed(self._sides), strict=True):
+            cut = smallest // CLUSTER if smallest % CLUSTER and ref.size > smallest else -1
+            smallest = min(smallest, ref.size)
+            end = min(end, clusters(smallest))
+            for cluster, value in side.data(start, end):
+                if cluster not in found:
+                    found[cluster] = self._of_cut(cluster) if cluster == cut else value
+            for run in side.zeros(start, end):
+                for cluster in range(run.start, run.end):
+                    found.setdefault(cluster, ZERO_FINGERPRINT)
+        return found
+
+    def _of_cut(self, cluster: int) -> bytes:
+        """Fingerprint of a cluster in which the disk ended after it shrank; what a layer says of it is of before."""
+        data = self._reader.read_cluster(cluster)
+        return ZERO_FINGERPRINT if is_zero(data) else fingerprint(data)

@@ -1,0 +1,103 @@
+"""Files that survive a power loss: whole writes, atomic replacement, documents with a checksum, room on the disk."""
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from blake3 import blake3
+
+from hyperv_host_agent.store.base import NoSpace, WriteFailed
+
+DIGEST_BYTES: Final = 16
+RESERVE: Final = 64 << 20  # bytes that stay free: finishing a cycle and every manifest must still fit
+
+Space = Callable[[Path], tuple[int, int]]
+
+
+def disk_space(path: Path) -> tuple[int, int]:
+    """Free bytes for us, and all bytes, of the file system that `path` is on."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`. Raises OSError."""
+    written = os.pwrite(fd, data, offset)
+    if written == len(data):
+        return
+    with memoryview(data) as view:
+        while written < len(view):
+            written += os.pwrite(fd, view[written:], offset + written)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the directory's entries durable. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directory(path: Path) -> None:
+    """Make the directory durably, unless it is there. Raises OSError."""
+    if not path.is_dir():
+        path.mkdir(mode=0o700)
+        sync_directory(path.parent)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a new file durably, under its name; its directory is the caller's to sync. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, data, 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Put `data` in place of the file, durably and at once. Raises OSError."""
+    temporary = path.with_name(path.name + ".tmp")
+    write_file(temporary, data)
+    temporary.rename(path)
+    sync_directory(path.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove the file if it is there. Raises OSError."""
+    with suppress(FileNotFoundError):
+        path.unlink()
+
+
+def seal(document: Mapping[str, object]) -> bytes:
+    """A JSON document that carries the digest of itself."""
+    body = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    digest = blake3(body.encode()).hexdigest(length=DIGEST_BYTES)
+    return f'{{"blake3":"{digest}",\n"document":{body}}}\n'.encode()
+
+
+def unseal(data: bytes) -> dict[str, Any]:
+    """The document in what `seal` made. Raises ValueError when a bit of it differs."""
+    try:
+        document = json.loads(data)["document"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError("is not a sealed document") from error
+    if not isinstance(document, dict) or seal(document) != data:
+        raise ValueError("does not match its checksum")
+    return document
+
+
+@contextmanager
+def writing(vm_id: str, directory: Path, space: Space) -> Iterator[None]:
+    """Turn the OSErrors of writing into NoSpace and WriteFailed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise NoSpace(space(directory)[0], 1) from error
+        raise WriteFailed(vm_id, error.strerror or str(error)) from error
