@@ -102,6 +102,9 @@ class Rule:
     callers: frozenset[str]
     token: bool = False
 
+    def admits(self, kind: str, role: str) -> bool:
+        return "anyone" in self.callers or _label(kind, role) in self.callers
+
 
 Table = Mapping[str, Rule]  # "/package.Service/Method" → rule
 
@@ -346,9 +349,8 @@ class Gate(grpc.aio.ServerInterceptor):
         found = await self._judge.admit(identity, certificate, rule, metadata, method)
         if call is not None and call.cut:
             raise NotCurrent(identity)
-        who = f"user:{found.role}" if identity.kind == "user" else identity.kind
-        if who not in rule.callers and "anyone" not in rule.callers:
-            raise NotAllowed(who, method, rule.callers)
+        if not rule.admits(identity.kind, found.role):
+            raise NotAllowed(_label(identity.kind, found.role), method, rule.callers)
         _caller.set(Caller(identity, found.role, found.name, address, certificate))
 
     async def _refused(self, refusal: Refusal) -> None:
@@ -361,6 +363,10 @@ class Gate(grpc.aio.ServerInterceptor):
         )
         if self._on_refused is not None:
             await self._on_refused(refusal)
+
+
+def _label(kind: str, role: str) -> str:
+    return f"user:{role}" if kind == "user" else kind
 
 
 async def _drive(answer: Any, context: "Context") -> None:

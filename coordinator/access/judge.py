@@ -38,7 +38,7 @@ class DatabaseJudge:
                     role, name = await self._user(connection, identity, certificate, now)
                 case "coordinator":
                     raise NotCurrent(identity)  # it calls nobody
-            if rule.token:
+            if rule.token and rule.admits(identity.kind, role):  # else the gate refuses, and says the better reason
                 await tokens.check(connection, identity, certificate, metadata.get("authorization", ""), now=now)
         if first_use:
             await self._promote(identity, keys.serial_of(certificate))

@@ -1,0 +1,213 @@
+"""The whole table, from outside: each method the coordinator's contract has, called by each kind of caller there is."""
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from coordinator.access import methods
+from coordinator.access.model import LOCKED
+from coordinator.access.store import change_server
+from coordinator.store.engine import Database
+from tests.fakes.identity_plane import IdentityPlane, Member, real_time
+from tests.fakes.pki import TestVault
+from twinsite.access import ROLES, methods_of
+from twinsite.api.coordinator.v1 import admin_pb2, identity_pb2, link_pb2
+from twinsite.channel import Channel, dial
+from twinsite.errors import Denied, TwinsiteError, Unauthenticated, Unreachable
+from twinsite.identity import Identity
+from twinsite.server import Mount
+from twinsite.tls import channel_credentials, channel_credentials_roots
+
+SERVICES = [
+    service for file in (admin_pb2, identity_pb2, link_pb2) for service in file.DESCRIPTOR.services_by_name.values()
+]
+PROTOS = Path(__file__).parents[3] / "proto/twinsite/api/coordinator/v1"
+
+
+def _stub(service: Any) -> Mount:
+    """Every method of a service answers with an empty message, whoever gets that far."""
+
+    async def one(request: bytes, context: Any) -> bytes:
+        return b""
+
+    async def many(request: bytes, context: Any) -> AsyncIterator[bytes]:
+        yield b""
+
+    async def both(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        async for _ in requests:
+            yield b""
+
+    def handler(method: Any) -> Any:
+        if method.client_streaming:
+            return grpc.stream_stream_rpc_method_handler(both)
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(many)
+        return grpc.unary_unary_rpc_method_handler(one)
+
+    handlers = {method.name: handler(method) for method in service.methods}
+    generic = grpc.method_handlers_generic_handler(service.full_name, handlers)
+    return Mount(service, lambda server: server.add_generic_rpc_handlers((generic,)))
+
+
+def _shapes() -> dict[str, str]:
+    return {
+        f"/{service.full_name}/{method.name}": (
+            "stream_stream" if method.client_streaming else "unary_stream" if method.server_streaming else "unary_unary"
+        )
+        for service in SERVICES
+        for method in service.methods
+    }
+
+
+async def _call(channel: Channel, method: str, shape: str) -> str:
+    try:
+        if shape == "unary_unary":
+            await channel.unary_unary(method)(b"")
+        elif shape == "unary_stream":
+            assert [message async for message in channel.unary_stream(method)(b"")] == [b""]
+        else:
+            stream = channel.stream_stream(method)()
+            await stream.write(b"")
+            assert await stream.read() == b""
+            await stream.done_writing()
+            assert await stream.read() is grpc.aio.EOF
+    except TwinsiteError as error:
+        for category in (Denied, Unauthenticated, Unreachable):
+            if isinstance(error, category):
+                return category.__name__
+        raise
+    return "ok"
+
+
+@pytest.fixture
+async def plane(tmp_path: Path, database: Database) -> AsyncIterator[IdentityPlane]:
+    mounts = [_stub(service) for service in SERVICES]
+    async with IdentityPlane.started(tmp_path / "state", database, real_time(), mounts) as started:
+        yield started
+
+
+def _expected(who: str, method: str) -> str:
+    return "ok" if who in methods.MEMBERS[method].callers else "Denied"
+
+
+async def test_every_method_answers_every_identity_as_the_table_says(plane: IdentityPlane) -> None:
+    a, b = await plane.register("site-a"), await plane.register("site-b")
+    out, locked = await plane.register("gone"), await plane.register("doubtful")
+    hosts = {"host A": await plane.host(a, "hv-a"), "host B": await plane.host(b, "hv-b")}
+    host_out = await plane.host(out, "hv-gone")
+    await plane.members.revoke(out.id, actor="user/owner")
+    async with plane.database.write() as connection:
+        await change_server(connection, locked.id, state=LOCKED)
+    people = {role: await plane.user(f"the {role}", role) for role in ROLES}
+    logged_out = await plane.user("away", "owner")
+    caller = Identity("user", logged_out.id, plane.authority.vault)
+    await plane.users.logout(_as_caller(caller, logged_out))
+    foreign, twin = TestVault(), TestVault(plane.authority.vault)
+
+    # name → (channel, who it is for the table; None: nobody, whatever the method)
+    callers: dict[str, tuple[Channel, str | None]] = {
+        "server A": (plane.dial(a), "server"),
+        "server B": (plane.dial(b), "server"),
+        **{name: (plane.dial(host), "host") for name, host in hosts.items()},
+        **{role: (plane.dial(member), f"user:{role}") for role, member in people.items()},
+        "revoked server": (plane.dial(out), None),
+        "locked server": (plane.dial(locked), None),
+        "host of the revoked server": (plane.dial(host_out), None),
+        "ended session": (plane.dial(logged_out), None),
+        "no certificate": (
+            dial(plane.address, channel_credentials_roots(plane.authority.roots_pem), peer=plane.peer),
+            None,
+        ),
+        "foreign CA, own vault": (_foreign(plane, foreign, "server"), None),
+        "foreign CA, this vault's names": (_foreign(plane, twin, "server"), None),
+        "foreign CA, as user": (_foreign(plane, twin, "user"), None),
+        "coordinator's own certificate": (
+            dial(plane.address, channel_credentials(plane.authority.watched.credentials), peer=plane.peer),
+            None,
+        ),
+    }
+    shapes = _shapes()
+    assert set(shapes) == methods_of(SERVICES)
+    wrong = []
+    for name, (channel, who) in callers.items():
+        async with channel:
+            for method, shape in shapes.items():
+                found = await _call(channel, method, shape)
+                good = found in ("Unauthenticated", "Unreachable") if who is None else found == _expected(who, method)
+                if not good:
+                    wrong.append((name, method, found))
+    assert wrong == []
+
+
+async def test_where_a_token_is_demanded_none_another_ones_and_an_expired_one_are_refused(plane: IdentityPlane) -> None:
+    a, b, owner = await plane.register("site-a"), await plane.register("site-b"), await plane.user("olga", "owner")
+    demanded = {method for method, rule in methods.MEMBERS.items() if rule.token}
+    assert methods_of(SERVICES) - demanded == {"/twinsite.api.coordinator.v1.Identity/GetToken"}
+    attempts = {
+        "no token": (a, "", "server"),
+        "B's token over A's certificate": (a, b.token, "server"),
+        "the owner's token over A's certificate": (a, owner.token, "server"),
+        "A's token over the owner's certificate": (owner, a.token, "user:owner"),
+        "no token for the owner": (owner, "", "user:owner"),
+        "half a token": (a, a.token[:-2], "server"),
+        "garbage": (a, "tst1..", "server"),
+    }
+    wrong = []
+    for name, (member, token, who) in attempts.items():
+        async with plane.dial(member, token) as channel:
+            for method in demanded:
+                if who in methods.MEMBERS[method].callers:
+                    found = await _call(channel, method, _shapes()[method])
+                    if found != "Unauthenticated":
+                        wrong.append((name, method, found))
+    assert wrong == []
+    plane.clock.advance(3601)
+    async with plane.dial(a) as channel:
+        assert await _call(channel, "/twinsite.api.coordinator.v1.Link/Connect", "stream_stream") == "Unauthenticated"
+        assert await _call(channel, "/twinsite.api.coordinator.v1.Identity/GetToken", "unary_unary") == "ok"
+
+
+def test_the_table_says_what_the_contract_says() -> None:
+    """The comments of the .proto files are what people read; here they are compared with what is enforced."""
+    said: dict[str, set[str]] = {}
+    for file in ("admin", "identity", "link", "enrollment"):
+        service, comment = "", ""
+        for line in (PROTOS / f"{file}.proto").read_text().splitlines():
+            text = line.strip()
+            if found := re.match(r"service (\w+)", text):
+                service, comment = found[1], ""
+            elif text.startswith("//"):
+                comment += " " + text.removeprefix("//").strip()
+            elif found := re.match(r"rpc (\w+)", text):
+                said[f"/twinsite.api.coordinator.v1.{service}/{found[1]}"] = _callers(comment)
+                comment = ""
+            elif not text:
+                comment = ""
+    table = {**methods.MEMBERS, **methods.ENROLLMENT}
+    assert said == {method: set(rule.callers) for method, rule in table.items()}
+
+
+def _callers(comment: str) -> set[str]:
+    listed = re.search(r"May be called by: ([^.(]+)", comment)
+    assert listed, comment
+    words = set(re.findall(r"anyone|every role|server|owner|operator|recovery|auditor|viewer", listed[1]))
+    if "every role" in words:
+        return {f"user:{role}" for role in ROLES}
+    return {f"user:{word}" if word in ROLES else word for word in words}
+
+
+def _foreign(plane: IdentityPlane, vault: TestVault, kind: str) -> Channel:
+    """A member of another CA that trusts us, so that only our side can refuse."""
+    theirs = vault.server() if kind == "server" else vault.user()
+    credentials = grpc.ssl_channel_credentials(plane.authority.roots_pem, theirs.key_pem, theirs.chain_pem)
+    return dial(plane.address, credentials, peer=plane.peer)
+
+
+def _as_caller(identity: Identity, member: Member) -> Any:
+    from twinsite.access import Caller
+
+    return Caller(identity, "owner", member.name, "", member.credentials.certificate)
