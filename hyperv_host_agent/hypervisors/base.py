@@ -73,6 +73,7 @@ class MachineState:
     spec: MachineSpec
     power: Power
     purpose: Purpose
+    autostart: bool = False  # to run whenever its host runs, as long as this host owns it
 
 
 class Hypervisor(Protocol):
