@@ -18,10 +18,10 @@ from coordinator.enrollment.service import Enrollment
 from coordinator.pki import Authority
 from coordinator.store.engine import Database
 from coordinator.store.schema import metadata
+from tests.fakes.clock import SetBackClock
 from twinsite import access, keys, server, tls
 from twinsite.api.coordinator.v1 import enrollment_pb2, enrollment_pb2_grpc
 from twinsite.channel import Channel, dial
-from twinsite.clock import MovedClock
 from twinsite.credentials import Credentials
 from twinsite.identity import coordinator
 from twinsite.registration_key import RegistrationKey
@@ -30,9 +30,9 @@ from twinsite.server import Mount, Running
 PASSWORD = "correct horse battery"
 
 
-def real_time() -> MovedClock:
+def real_time() -> SetBackClock:
     """TLS reads the machine's clock, so a test with certificates begins there."""
-    return MovedClock(time.time())
+    return SetBackClock(time.time())
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Member:
 @dataclass
 class IdentityPlane:
     database: Database
-    clock: MovedClock
+    clock: SetBackClock
     authority: Authority
     forward: ForwardClock
     members: Members
@@ -66,7 +66,7 @@ class IdentityPlane:
     @classmethod
     @contextlib.asynccontextmanager
     async def started(
-        cls, state: Path, database: Database, clock: MovedClock, mounts: Sequence[Mount] | None = None
+        cls, state: Path, database: Database, clock: SetBackClock, mounts: Sequence[Mount] | None = None
     ) -> AsyncIterator["IdentityPlane"]:
         """`mounts` replace the services of the mutual TLS listener."""
         async with database.write() as connection:
@@ -152,9 +152,7 @@ class IdentityPlane:
             )
         return self.member(key, answer.chain_pem, answer.sealed_token, name, answer.generation)
 
-    def member(
-        self, key: keys.PrivateKey, chain_pem: bytes, sealed: bytes, name: str, generation: int = 1
-    ) -> Member:
+    def member(self, key: keys.PrivateKey, chain_pem: bytes, sealed: bytes, name: str, generation: int = 1) -> Member:
         made = Credentials.of(key, chain_pem, self.authority.roots_pem, {})
         token = keys.unseal(sealed, key, made.certificate, self.authority.vault, made.identity.id)
         return Member(made, token.decode(), name, generation)

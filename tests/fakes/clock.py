@@ -1,0 +1,13 @@
+"""A clock somebody turns back: the wall time jumps, the monotonic one does not."""
+
+from twinsite.clock import MovedClock
+
+
+class SetBackClock(MovedClock):
+    offset = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.offset
+
+    def set_back(self, seconds: float) -> None:
+        self.offset -= seconds
