@@ -1,6 +1,6 @@
 """The service Vaults."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -11,18 +11,13 @@ from twinsite.api.coordinator.v1 import admin_pb2, admin_pb2_grpc
 from twinsite.server import Mount
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """What `Show` tells besides the vault itself."""
-
-    root_spki: str  # SHA-256, hex
-    enrollment_address: str
-    link_address: str
-
-
 class VaultsServicer(admin_pb2_grpc.VaultsServicer):
-    def __init__(self, vaults: Vaults, shown: Shown) -> None:
-        self._vaults, self._shown = vaults, shown
+    """`root_spki` is the SHA-256 of the root's key in hex; the addresses are host:port as others reach them."""
+
+    def __init__(
+        self, vaults: Vaults, *, root_spki: str, enrollment: Callable[[], str], link: Callable[[], str]
+    ) -> None:
+        self._vaults, self._root_spki, self._enrollment, self._link = vaults, root_spki, enrollment, link
 
     async def Create(self, request: admin_pb2.CreateVaultRequest, context: Any) -> admin_pb2.JobRef:
         return await self._vaults.create(Mutation.of(context, "vault.create"), request.name, request.region)
@@ -36,14 +31,13 @@ class VaultsServicer(admin_pb2_grpc.VaultsServicer):
             region=vault.region,
             state=vault.state,
             created=Timestamp(seconds=int(vault.created)),
-            root_spki_sha256=self._shown.root_spki,
-            enrollment_address=self._shown.enrollment_address,
-            link_address=self._shown.link_address,
+            root_spki_sha256=self._root_spki,
+            enrollment_address=self._enrollment(),
+            link_address=self._link(),
         )
 
 
-def vaults_mount(vaults: Vaults, shown: Shown) -> Mount:
-    servicer = VaultsServicer(vaults, shown)
+def vaults_mount(servicer: VaultsServicer) -> Mount:
     return Mount(
         admin_pb2.DESCRIPTOR.services_by_name["Vaults"],
         lambda server: admin_pb2_grpc.add_VaultsServicer_to_server(servicer, server),

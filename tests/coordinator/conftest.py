@@ -18,9 +18,7 @@ import pytest
 from sqlalchemy import make_url
 
 from coordinator.jobs import Jobs
-from coordinator.store import migrate as migrations
 from coordinator.store.engine import Database
-from coordinator.store.migrate import migrate
 from coordinator.store.migrations import tables
 from twinsite.clock import MovedClock
 
@@ -69,7 +67,7 @@ def _server(folder: Path) -> Iterator[str]:
 
 @dataclass
 class Postgres:
-    """One server for the session, one database per test from a migrated template."""
+    """One server for the session, one database per test from a prepared template."""
 
     admin: str
     _numbers: Iterator[int] = field(default_factory=count)
@@ -93,14 +91,13 @@ class Postgres:
             self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-async def _migrated(url: str) -> None:
+async def _prepared(url: str) -> None:
     database = Database(url)
     try:
-        if any((Path(migrations.__file__).parent / "migrations" / "versions").glob("*.py")):
-            await migrate(database)
-        else:  # until the first revision is written
-            async with database.write() as connection:
-                await connection.run_sync(tables.metadata.create_all)
+        async with (
+            database.write() as connection
+        ):  # as declared; test_migrations.py proves that migrating gives the same
+            await connection.run_sync(tables.metadata.create_all)
         engine = Jobs(database, MovedClock())  # its tables and its queue, or each test waits for them
         await engine.start()
         await engine.stop()
@@ -118,14 +115,14 @@ def postgres() -> Iterator[Postgres]:
         base = f"twinsite_base_{os.getpid()}"
         server.execute(f"CREATE DATABASE {base}")
         stack.callback(server.execute, f"DROP DATABASE {base} WITH (FORCE)")
-        asyncio.run(_migrated(server.url(base)))
+        asyncio.run(_prepared(server.url(base)))
         yield server
 
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sqlite") / "base.db"
-    asyncio.run(_migrated(f"sqlite+aiosqlite:///{path}"))
+    asyncio.run(_prepared(f"sqlite+aiosqlite:///{path}"))
     return path
 
 
@@ -134,7 +131,7 @@ BACKENDS = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 
 @pytest.fixture(params=BACKENDS)
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A migrated database nobody has open."""
+    """A prepared database nobody has open."""
     if request.param == "sqlite":
         path = tmp_path / "coordinator.db"
         shutil.copy(request.getfixturevalue("sqlite_template"), path)

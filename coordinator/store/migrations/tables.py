@@ -1,13 +1,25 @@
 """Every domain's tables on one metadata, for comparing with what a database has."""
 
+import importlib
 from typing import Final
 
-import coordinator.audit.chain
-import coordinator.jobs.store
-import coordinator.store.requests
 from coordinator.store.schema import metadata
 
 __all__ = ["metadata", "ours"]
+
+for _module in (
+    "access.forward",
+    "access.store",
+    "audit.chain",
+    "enrollment.store",
+    "inventory.store",
+    "jobs.store",
+    "protection.store",
+    "recovery.store",
+    "store.requests",
+    "vault.store",
+):
+    importlib.import_module(f"coordinator.{_module}")
 
 VERSION_TABLE: Final = "ts_schema"
 
