@@ -72,7 +72,7 @@ class Authority:
         roots = directory.parent / "roots.pem"
         if not roots.exists() or roots.read_bytes() != authority.roots_pem:
             files.replace(roots, authority.roots_pem, mode=0o644)
-        authority.renew_if_possible()
+        authority.renew_due()
         return authority
 
     @property
@@ -104,31 +104,28 @@ class Authority:
     def renew_due(self) -> bool:
         """Renew the issuing CA and the coordinator's certificate past half of their lives; True if one was.
 
-        New connections get the new certificate, open streams stay.
+        New connections get the new certificate, open streams stay. A passphrase that is away stops neither start nor
+        renewal of the leaf: half a year is left to bring it back.
         """
         now = self._clock.now()
-        renewed = False
+        new_issuer = False
         if _half_gone(self._issuing.certificate, now):
-            self._issuing = self._renewed_issuing(now)
-            renewed = True
-        if renewed or _half_gone(self.watched.credentials.certificate, now):
-            self.watched.replace(self._new_own(now))
-            renewed = True
-            log.info("certificate renewed", expires=self.watched.credentials.expires)
-        return renewed
+            try:
+                self._issuing = self._renewed_issuing(now)
+                new_issuer = True
+            except AuthorityDamaged as error:
+                log.warning("issuing certificate not renewed", code=error.code, why=error.why)
+        if not new_issuer and not _half_gone(self.watched.credentials.certificate, now):
+            return False
+        self.watched.replace(self._new_own(now))
+        log.info("certificate renewed", expires=self.watched.credentials.expires)
+        return True
 
     async def keep_current(self) -> None:
         """Runs until cancelled."""
         while True:
             await self._clock.sleep(_CHECK_EVERY)
-            self.renew_if_possible()
-
-    def renew_if_possible(self) -> None:
-        """As renew_due; a passphrase that is away is no reason to stop: half a year is left to bring it back."""
-        try:
             self.renew_due()
-        except AuthorityDamaged as error:
-            log.warning("issuing certificate not renewed", code=error.code, why=error.why)
 
     def _issue(self, identity: Identity, csr_der: bytes) -> Issued:
         return certificates.leaf(identity, keys.public_key_of(csr_der), self._issuing, self._clock.now())
