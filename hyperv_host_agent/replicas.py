@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from hyperv_host_agent import blocking
 from hyperv_host_agent.store.base import Replica, ReplicaStore
 from twinsite.errors import NotFound
 
@@ -17,18 +18,23 @@ class Held:
     def __init__(self, vm_id: str, replica: Replica) -> None:
         self.vm_id = vm_id
         self.replica = replica
-        self.busy = asyncio.Lock()  # held for the whole of a cycle's reception
         self._turn = asyncio.Lock()
+        self._maintaining = asyncio.Lock()
 
     async def run(self, call: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
-        """`call` in a thread; it finishes there even when the waiter is cancelled, and the next call waits for that."""
+        """`call` in a thread, after those before it."""
         async with self._turn:
-            work = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
-            try:
-                return await asyncio.shield(work)
-            except asyncio.CancelledError:
-                await asyncio.wait([work])
-                raise
+            return await blocking.finish(call, *args, **kwargs)
+
+    async def beside(
+        self, call: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Answer:
+        """For the one call that may run while a cycle is received: `maintain`."""
+        async with self._maintaining:
+            return await blocking.finish(call, *args, **kwargs)
+
+    async def close(self) -> None:
+        await self.run(self.replica.close)  # which also ends a `maintain` that runs
 
 
 class Replicas:
@@ -62,9 +68,8 @@ class Replicas:
         async with self._opening:
             held = self._held.get(vm_id)
             if held is not None:
-                async with held.busy:
-                    await held.run(held.replica.close)
-                    del self._held[vm_id]
+                await held.close()
+                del self._held[vm_id]
             await asyncio.to_thread(self.store.remove, vm_id)
 
     async def ids(self) -> list[str]:
@@ -72,5 +77,5 @@ class Replicas:
 
     async def close(self) -> None:
         for held in self._held.values():
-            await held.run(held.replica.close)
+            await held.close()
         self._held.clear()

@@ -6,6 +6,7 @@ from typing import Final
 
 from twinsite.units import GiB, MiB
 
+PROGRAM: Final = "host"
 BACKENDS: Final = ("embedded",)
 
 

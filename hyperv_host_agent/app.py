@@ -1,0 +1,195 @@
+"""Puts the host agent together and runs it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from hyperv_host_agent import rpc, runfile
+from hyperv_host_agent.assignments import Assignments, ByVm
+from hyperv_host_agent.commands import Commands, Handler
+from hyperv_host_agent.hypervisors.base import Hypervisor
+from hyperv_host_agent.hypervisors.embedded import EmbeddedHypervisor
+from hyperv_host_agent.inventory import Inventory
+from hyperv_host_agent.link import Link
+from hyperv_host_agent.membership import Membership, join
+from hyperv_host_agent.outbox import Outbox
+from hyperv_host_agent.preparation import Preparation
+from hyperv_host_agent.promotions import Promotions
+from hyperv_host_agent.recovery import Recovery
+from hyperv_host_agent.replicas import Replicas
+from hyperv_host_agent.settings import Settings
+from hyperv_host_agent.sources import Sources
+from hyperv_host_agent.store.base import ReplicaStore
+from hyperv_host_agent.store.chain import ChainStore
+from hyperv_host_agent.targets import Targets
+from twinsite import files
+from twinsite.access import Gate, VaultMembers
+from twinsite.clock import Clock
+from twinsite.credentials import Credentials, NoCredentials
+from twinsite.journal import Journal
+from twinsite.server import DATA, Running, serve
+from twinsite.tls import server_credentials
+
+_log = structlog.get_logger()
+_DRAIN_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """What a serving agent shows of itself."""
+
+    address: str  # host:port of the replication server, with the real port
+    host_id: str
+    assignments: Assignments
+    commands: Commands
+    sources: Sources
+    targets: Targets
+    outbox: Outbox
+
+
+def hypervisor_of(settings: Settings) -> Hypervisor:
+    """The backend the settings name."""
+    return EmbeddedHypervisor(settings.vms, settings.state / "run" / "guests")
+
+
+@contextlib.asynccontextmanager
+async def agent(
+    settings: Settings,
+    clock: Clock,
+    *,
+    hypervisor: Hypervisor | None = None,
+    store: ReplicaStore | None = None,
+) -> AsyncIterator[Agent]:
+    """The host agent serves while the block runs; on the first start it joins before that.
+
+    Raises BadJoinFile, PortInUse, JournalInUse, JournalDamaged, CredentialsDamaged.
+    """
+    state = files.private_directory(settings.state)
+    journal = Journal.open(state / "commands.journal", clock)
+    try:
+        try:
+            credentials = Credentials.load(runfile.identity_folder(state))
+        except NoCredentials:
+            credentials = await join(runfile.identity_folder(state), settings.join_file, clock)
+        membership = Membership(runfile.identity_folder(state), credentials, clock)
+        async with _serving(
+            settings,
+            clock,
+            membership,
+            journal,
+            hypervisor or hypervisor_of(settings),
+            store or ChainStore(settings.store, reserve=settings.store_reserve_bytes),
+        ) as serving:
+            yield serving
+    finally:
+        journal.close()
+
+
+@contextlib.asynccontextmanager
+async def _serving(
+    settings: Settings,
+    clock: Clock,
+    membership: Membership,
+    journal: Journal,
+    hypervisor: Hypervisor,
+    store: ReplicaStore,
+) -> AsyncIterator[Agent]:
+    state = settings.state
+    outbox, replicas, promotions = Outbox(), Replicas(store), Promotions(state / "promotions")
+    targets = Targets(replicas, promotions, hypervisor=hypervisor, outbox=outbox, clock=clock)
+    listener: Running | None = None
+    sources: Sources | None = None
+    try:
+        listener = await _listen(settings, clock, membership, targets)
+        address = settings.advertise or listener.address
+        async with asyncio.TaskGroup() as group:
+            sources = Sources(
+                state / "sources",
+                hypervisor=hypervisor,
+                membership=membership,
+                outbox=outbox,
+                settings=settings.transfer,
+                clock=clock,
+                group=group,
+            )
+            recovery = Recovery(
+                membership.identity,
+                hypervisor=hypervisor,
+                replicas=replicas,
+                receptions=targets.receptions,
+                targets=targets,
+                promotions=promotions,
+                signing_keys=lambda: membership.signing_keys,
+                clock=clock,
+            )
+            preparation = Preparation(
+                hypervisor=hypervisor, replicas=replicas, sources=sources, targets=targets, promotions=promotions
+            )
+            inventory = Inventory(membership, hypervisor, store, outbox, clock, address=lambda: address)
+            commands = Commands(journal, outbox, _handlers(recovery, preparation), inventory.look, group)
+            assignments = _assignments(state, sources, targets, outbox)
+            link = Link(membership, clock=clock, outbox=outbox, commands=commands, assignments=assignments)
+            await assignments.load()
+            await commands.resume()
+            tasks = [
+                group.create_task(work)
+                for work in (
+                    targets.promoted(),
+                    targets.run(),
+                    inventory.run(),
+                    sources.power_on(assignments),
+                    membership.keep(),
+                    link.run(),
+                )
+            ]
+            runfile.write(state, listener.address, clock.now())
+            _log.info("host_agent_serves", host=membership.identity.id, replication=listener.address)
+            yield Agent(listener.address, membership.identity.id, assignments, commands, sources, targets, outbox)
+            for task in tasks:
+                task.cancel()
+            commands.stop()
+            await sources.close()
+    finally:
+        runfile.remove(state)
+        if sources is not None:
+            await sources.close()
+        if listener is not None:
+            await listener.stop(_DRAIN_SECONDS)
+        await replicas.close()
+        _log.info("host_agent_ended")
+
+
+async def _listen(settings: Settings, clock: Clock, membership: Membership, targets: Targets) -> Running:
+    replication = rpc.Replication(membership.identity, targets.receptions, clock, lambda: membership.signing_keys)
+    return await serve(
+        settings.listen,
+        [replication.mount()],
+        credentials=server_credentials(membership.watched),
+        gate=Gate(rpc.TABLE, VaultMembers(membership.identity.vault), clock),
+        limits=DATA,
+    )
+
+
+def _assignments(state: Path, sources: Sources, targets: Targets, outbox: Outbox) -> Assignments:
+    async def apply(assigned: ByVm) -> None:
+        await targets.apply(assigned)
+        await sources.apply(assigned)
+
+    return Assignments(state, apply=apply, on_held=outbox.held)
+
+
+def _handlers(recovery: Recovery, preparation: Preparation) -> dict[str, Handler]:
+    return {
+        "check_source": preparation.check_source,
+        "prepare_replica": preparation.prepare_replica,
+        "remove_replica": preparation.remove_replica,
+        "forget_source": preparation.forget_source,
+        "test_failover": recovery.test_failover,
+        "test_cleanup": recovery.test_cleanup,
+        "failover": recovery.failover,
+        "stop_machine": recovery.stop_machine,
+    }

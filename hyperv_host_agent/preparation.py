@@ -1,0 +1,80 @@
+"""What comes before and after a replication: look at a source, make room for a replica, forget both. Repeatable."""
+
+from hyperv_host_agent import blocking
+from hyperv_host_agent.commands import Call
+from hyperv_host_agent.hypervisors.base import Hypervisor, MachineExists, Purpose
+from hyperv_host_agent.hypervisors.description import from_proto, to_proto
+from hyperv_host_agent.promotions import Promotions
+from hyperv_host_agent.replicas import Replicas
+from hyperv_host_agent.replication.ownership import OlderTerm
+from hyperv_host_agent.sources import Sources
+from hyperv_host_agent.store.base import PointPinned
+from hyperv_host_agent.targets import Targets
+from twinsite import units
+from twinsite.errors import Precondition
+
+
+class NotReplicable(Precondition):
+    public = "VM {error.vm_id} cannot be replicated from here: {error.problem}"
+    still_works = "it was not touched"
+
+    def __init__(self, vm_id: str, problem: str) -> None:
+        self.vm_id, self.problem = vm_id, problem
+
+
+class Preparation:
+    def __init__(
+        self,
+        *,
+        hypervisor: Hypervisor,
+        replicas: Replicas,
+        sources: Sources,
+        targets: Targets,
+        promotions: Promotions,
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._replicas = replicas
+        self._sources = sources
+        self._targets = targets
+        self._promotions = promotions
+
+    async def check_source(self, call: Call) -> None:
+        vm_id = call.command.check_source.vm_id
+        state = await blocking.finish(self._hypervisor.machine, vm_id)
+        if state.purpose is Purpose.TEST:
+            raise NotReplicable(vm_id, "it is the throw-away copy of a test failover")
+        tracked = {disk.id for disk in (await blocking.finish(self._hypervisor.change_source, vm_id)).disks()}
+        missing = [disk.name or disk.id for disk in state.spec.disks if disk.id not in tracked]
+        if missing or not tracked:
+            raise NotReplicable(vm_id, f"changes of {', '.join(missing) or 'its disks'} cannot be tracked")
+        call.result.machine.CopyFrom(to_proto(state))
+
+    async def prepare_replica(self, call: Call) -> None:
+        order = call.command.prepare_replica
+        spec = from_proto(order.machine)
+        for machine in await blocking.finish(self._hypervisor.machines):
+            if machine.spec.id == spec.id or machine.spec.name == spec.name:
+                raise MachineExists(machine.spec.name)
+        held = await self._replicas.create(spec.id, term=order.term)
+        state = await held.run(held.replica.state)
+        if state.term > order.term:
+            raise OlderTerm(order.term, state.term)
+        free = await blocking.finish(self._replicas.store.free_bytes)
+        whole = sum(disk.size for disk in spec.disks)
+        if whole > free:
+            call.result.note = (
+                f"the disks may grow to {units.size(whole)}, the replica store has {units.size(free)} free"
+            )
+
+    async def remove_replica(self, call: Call) -> None:
+        vm_id = call.command.remove_replica.vm_id
+        call.settled = True
+        promotion = await blocking.finish(self._promotions.get, vm_id)
+        if promotion is not None:
+            raise PointPinned(promotion.cycle, "failover")
+        await self._replicas.remove(vm_id)
+        self._targets.forget(vm_id)
+
+    async def forget_source(self, call: Call) -> None:
+        call.settled = True
+        await self._sources.forget(call.command.forget_source.vm_id)

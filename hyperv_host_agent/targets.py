@@ -1,0 +1,206 @@
+"""The replicas this host receives: what is told of them, what is kept of them, and the VMs failed over from them."""
+
+import asyncio
+from typing import Final
+
+import structlog
+
+from hyperv_host_agent import blocking
+from hyperv_host_agent.assignments import ByVm
+from hyperv_host_agent.hypervisors.base import Hypervisor, MachineMissing
+from hyperv_host_agent.outbox import Outbox
+from hyperv_host_agent.promotions import Promotions
+from hyperv_host_agent.reception import Receptions
+from hyperv_host_agent.replicas import Replicas
+from hyperv_host_agent.replication import retention
+from hyperv_host_agent.replication.ownership import OlderTerm
+from hyperv_host_agent.store.base import PointInfo
+from twinsite import status
+from twinsite.api.types.v1 import types_pb2
+from twinsite.clock import Clock
+from twinsite.errors import NotFound, TwinsiteError
+from twinsite.extents import CLUSTER
+
+_log = structlog.get_logger()
+_MAINTAIN_SECONDS: Final = 2.0  # between two rounds over the replicas that got something new
+_RETRY_SECONDS: Final = 30.0
+MOST_POINTS: Final = 24  # hourly ones; kept for a replica nobody has said more about
+
+
+class Targets:
+    """Commits and failures come from the receptions; `run` does the housekeeping."""
+
+    def __init__(
+        self, replicas: Replicas, promotions: Promotions, *, hypervisor: Hypervisor, outbox: Outbox, clock: Clock
+    ) -> None:
+        self._replicas = replicas
+        self._promotions = promotions
+        self._hypervisor = hypervisor
+        self._outbox = outbox
+        self._clock = clock
+        self._assigned: ByVm = {}
+        self._statuses: dict[str, types_pb2.ReplicationStatus] = {}
+        self._new: set[str] = set()  # replicas with something to keep house of
+        self._some = asyncio.Event()
+        self.receptions = Receptions(replicas, clock, on_commit=self._committed, on_failure=self._failed)
+
+    async def apply(self, assignments: ByVm) -> None:
+        """Repeatable. A replica without an assignment stays: only RemoveReplica deletes."""
+        self._assigned = {
+            vm_id: assignment for vm_id, assignment in assignments.items() if assignment.role == types_pb2.ROLE_TARGET
+        }
+        for vm_id in set(self._statuses) - set(self._assigned):
+            del self._statuses[vm_id]
+            self._outbox.forget(vm_id)
+        for vm_id, assignment in self._assigned.items():
+            try:
+                # The empty replica was made by PrepareReplica; a store that lost it starts over.
+                await self._replicas.create(vm_id, term=assignment.term)
+                reception = await self.receptions.get(vm_id)
+                await reception.raise_term(assignment.term)
+            except OlderTerm as error:
+                _log.warning("assignment_of_older_term", vm_id=vm_id, reason=str(error))
+            except TwinsiteError as error:
+                self._failed(vm_id, error)
+            await self.refresh(vm_id)
+
+    async def refresh(self, vm_id: str) -> None:
+        """Tell the provider what the replica holds now."""
+        try:
+            held = await self._replicas.get(vm_id)
+            points = await held.run(held.replica.points)
+            state = await held.run(held.replica.state)
+        except NotFound:
+            return
+        except TwinsiteError as error:
+            self._failed(vm_id, error)
+            return
+        shown = self._status(vm_id)
+        shown.term = state.term
+        shown.committed_cycle = state.committed.number if state.committed is not None else 0
+        recoverable = [point for point in points if point.recoverable]
+        if recoverable:
+            shown.committed_instant.FromNanoseconds(round(recoverable[-1].instant * 1_000_000_000))
+        self._show(vm_id, recoverable=bool(recoverable))
+        self._outbox.points(vm_id, [_to_proto(vm_id, point) for point in recoverable])
+
+    async def promoted(self) -> None:
+        """Bring up the VMs this host owns since a failover; at the start of the agent. Runs until all are up."""
+        waiting = set(self._promotions.ids())
+        while waiting:
+            for vm_id in sorted(waiting):
+                assignment = self._assigned.get(vm_id)
+                if assignment is not None and assignment.fenced:
+                    waiting.discard(vm_id)
+                    continue
+                try:
+                    await blocking.finish(self._hypervisor.start, vm_id)
+                except MachineMissing:
+                    # The failover was cut before the VM was defined; its command is executed again.
+                    waiting.discard(vm_id)
+                except TwinsiteError as error:
+                    _log.error("start_failed", vm_id=vm_id, reason=str(error), cause=error.text("cause"))
+                else:
+                    waiting.discard(vm_id)
+                    _log.info("failed_over_vm_runs", vm_id=vm_id)
+            if waiting:
+                await self._clock.sleep(_RETRY_SECONDS)
+
+    async def run(self) -> None:
+        """Retention and maintenance after commits; ends only when it is cancelled."""
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            new, self._new = self._new, set()
+            for vm_id in sorted(new):
+                await self._maintain(vm_id)
+            await self._clock.sleep(_MAINTAIN_SECONDS)
+
+    def forget(self, vm_id: str) -> None:
+        self._statuses.pop(vm_id, None)
+        self._new.discard(vm_id)
+        self._outbox.forget(vm_id)
+
+    def _committed(self, vm_id: str, point: PointInfo) -> None:
+        shown = self._status(vm_id)
+        shown.cycles += 1
+        shown.changed_bytes += point.clusters * CLUSTER
+        shown.wire_bytes += point.stored_bytes
+        shown.committed_cycle = point.cycle
+        shown.term = point.term
+        if point.recoverable:
+            shown.committed_instant.FromNanoseconds(round(point.instant * 1_000_000_000))
+        shown.ClearField("reason")
+        self._show(vm_id, recoverable=shown.HasField("committed_instant"))
+        self._wants(vm_id)
+
+    def _failed(self, vm_id: str, error: TwinsiteError) -> None:
+        _log.warning("replica_blocked", vm_id=vm_id, reason=str(error), cause=error.text("cause"))
+        self._status(vm_id).reason.CopyFrom(status.to_proto(error))
+        self._show(vm_id, recoverable=self._status(vm_id).HasField("committed_instant"))
+        self._wants(vm_id)  # room is what maintenance makes
+
+    def _wants(self, vm_id: str) -> None:
+        self._new.add(vm_id)
+        self._some.set()
+
+    async def _maintain(self, vm_id: str) -> None:
+        try:
+            held = await self._replicas.get(vm_id)
+            points = await held.run(held.replica.points)
+            assignment = self._assigned.get(vm_id)
+            keep = retention.keep(
+                [
+                    retention.KeptPoint(point.cycle, point.instant, point.recoverable, pinned=bool(point.pinned_by))
+                    for point in points
+                ],
+                additional=assignment.policy.additional_points if assignment is not None else MOST_POINTS,
+            )
+            report = await held.beside(held.replica.maintain, keep=keep)
+            if not report.finished:
+                self._wants(vm_id)
+        except NotFound:
+            return  # it was removed
+        except TwinsiteError as error:
+            _log.warning("maintenance_failed", vm_id=vm_id, reason=str(error), cause=error.text("cause"))
+        except Exception:  # noqa: BLE001  # one replica's trouble must not stop the others' housekeeping
+            _log.exception("maintenance_broke", vm_id=vm_id)
+        await self.refresh(vm_id)
+
+    def _status(self, vm_id: str) -> types_pb2.ReplicationStatus:
+        if vm_id not in self._statuses:
+            self._statuses[vm_id] = types_pb2.ReplicationStatus(vm_id=vm_id, role=types_pb2.ROLE_TARGET)
+        return self._statuses[vm_id]
+
+    def _show(self, vm_id: str, *, recoverable: bool) -> None:
+        shown = self._status(vm_id)
+        assignment = self._assigned.get(vm_id)
+        if self._promotions.has(vm_id):
+            shown.state = types_pb2.REPLICATION_STATE_FAILED_OVER
+        elif assignment is not None and assignment.paused:
+            shown.state = types_pb2.REPLICATION_STATE_PAUSED
+        elif shown.HasField("reason"):
+            shown.state = types_pb2.REPLICATION_STATE_BLOCKED
+        elif recoverable:
+            shown.state = types_pb2.REPLICATION_STATE_REPLICATING
+        else:
+            shown.state = (
+                types_pb2.REPLICATION_STATE_INITIAL if shown.committed_cycle else types_pb2.REPLICATION_STATE_WAITING
+            )
+        fresh = types_pb2.ReplicationStatus()
+        fresh.CopyFrom(shown)
+        self._outbox.replication(fresh)
+
+
+def _to_proto(vm_id: str, point: PointInfo) -> types_pb2.Point:
+    made = types_pb2.Point(
+        vm_id=vm_id,
+        cycle=point.cycle,
+        consistency=point.consistency,
+        term=point.term,
+        changed_bytes=point.clusters * CLUSTER,
+        stored_bytes=point.stored_bytes,
+        pinned_by=", ".join(point.pinned_by),
+    )
+    made.instant.FromNanoseconds(round(point.instant * 1_000_000_000))
+    return made
