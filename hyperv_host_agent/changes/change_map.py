@@ -14,8 +14,6 @@ One process at a time writes: whoever holds the owner lock (see `tracked_disks`)
 """
 
 import json
-import mmap
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,12 +24,10 @@ from blake3 import blake3
 from hyperv_host_agent.changes.base import Anchor
 from hyperv_host_agent.changes.bitmap import Bitmap, bytes_for
 from hyperv_host_agent.changes.disk import Disk
-from hyperv_host_agent.changes.durable import descriptor, replace, safe_name, sync_folder
-from hyperv_host_agent.replication.cycle import ID_BYTES
+from hyperv_host_agent.changes.durable import replace, safe_name, sync_folder
+from hyperv_host_agent.changes.mapped_file import PAGE, MappedFile, MapUnusable, create_mapped, padded
 from twinsite.extents import clusters
 
-_PAGE: Final = 4096
-_MAGIC: Final = int.from_bytes(b"TWSMAP01", "little")
 # A write that a kill interrupted has changed the file no later than this after it began.
 _SLOWEST_WRITE_NS: Final = 1_000_000_000
 
@@ -41,53 +37,6 @@ def this_boot() -> bytes:
     return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
 
 
-class MapUnusable(Exception):
-    """The files are missing, cut or of another disk size."""
-
-
-class _Words:
-    """Numbers of 64 bits in mapped memory; each is stored in one piece, so a kill leaves the old or the new one."""
-
-    def __init__(self, memory: memoryview) -> None:
-        self._words = memory.cast("Q")
-
-    def __getitem__(self, place: int) -> int:
-        return int(self._words[place])
-
-    def __setitem__(self, place: int, value: int) -> None:
-        self._words[place] = value
-
-    def release(self) -> None:
-        self._words.release()
-
-
-class _Mapped:
-    """A file mapped whole."""
-
-    def __init__(self, path: Path, length: int, *, writable: bool) -> None:
-        with descriptor(path, os.O_RDWR if writable else os.O_RDONLY) as file:
-            if os.fstat(file).st_size != length:
-                raise MapUnusable(f"{path} has a wrong length")
-            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-            self._map = mmap.mmap(file, length, access=access)
-        self._memory = memoryview(self._map)
-        self.words = _Words(self._memory[:_PAGE])
-        if self.words[0] != _MAGIC:
-            self.close()
-            raise MapUnusable(f"{path} is not a change map")
-
-    def slice(self, start: int, length: int) -> memoryview:
-        return self._memory[start : start + length]
-
-    def flush(self) -> None:
-        self._map.flush()
-
-    def close(self) -> None:
-        self.words.release()
-        self._memory.release()
-        self._map.close()
-
-
 class DiskMap:
     """The changes of one disk."""
 
@@ -95,12 +44,12 @@ class DiskMap:
 
     def __init__(self, path: Path, disk: Disk, *, writable: bool) -> None:
         bits = clusters(disk.size)
-        self._mapped = _Mapped(path, map_length(disk.size), writable=writable)
+        self._mapped = MappedFile(path, map_length(disk.size), writable=writable)
         self._words = self._mapped.words
         self._disk = disk
-        step = _padded(bytes_for(bits))
+        step = padded(bytes_for(bits))
         self.active, self.frozen, self.copied = (
-            Bitmap(self._mapped.slice(_PAGE + part * step, step), bits) for part in range(3)
+            Bitmap(self._mapped.slice(PAGE + part * step, step), bits) for part in range(3)
         )
 
     def doubt(self, *, clean: bool) -> str:
@@ -155,22 +104,19 @@ class ChangeMap:
         """Raises MapUnusable."""
         self._folder, self._boot = folder, boot
         self.disks: dict[str, DiskMap] = {}
-        try:
-            self._state = _Mapped(folder / "state", _PAGE, writable=writable)
-        except FileNotFoundError as error:
-            raise MapUnusable(str(error)) from error
+        self._state = MappedFile(folder / "state", PAGE, writable=writable)
         self._words = self._state.words
         try:
             for identifier, disk in disks.items():
                 self.disks[identifier] = DiskMap(map_path(folder, identifier), disk, writable=writable)
-        except (FileNotFoundError, MapUnusable) as error:
+        except MapUnusable:
             self.close()
-            raise MapUnusable(str(error)) from error
+            raise
 
     def doubt(self) -> str:
         """Why the map may miss changes made while nobody had it open; empty: it does not."""
         clean = bool(self._words[self._CLEAN])
-        if not clean and self._get_16_bytes(self._BOOT) != self._boot:
+        if not clean and self._words.get_16_bytes(self._BOOT) != self._boot:
             return "the host stopped while the VM ran"
         return next(filter(None, (disk.doubt(clean=clean) for disk in self.disks.values())), "")
 
@@ -181,7 +127,7 @@ class ChangeMap:
             self._words[self._ACTIVE_LOST] = 1
             self._words[self._POINT_FAILED] = 1
         self._words[self._CLEAN] = 0
-        self._set_16_bytes(self._BOOT, self._boot)
+        self._words.set_16_bytes(self._BOOT, self._boot)
         self._state.flush()
         for disk in self.disks.values():
             disk.trust()
@@ -236,7 +182,7 @@ class ChangeMap:
         """The point that was opened and is neither acked nor discarded."""
         if not self._words[self._PENDING]:
             return None
-        return Anchor(self._words[self._PENDING_CYCLE], self._get_16_bytes(self._PENDING_ID))
+        return Anchor(self._words[self._PENDING_CYCLE], self._words.get_16_bytes(self._PENDING_ID))
 
     def freeze(self, point: Anchor) -> None:
         """What is active belongs to `point` now, with what an earlier point froze; no guest write runs meanwhile."""
@@ -244,7 +190,7 @@ class ChangeMap:
         # A kill in between leaves frozen bits without a pending point; the next point takes them in.
         self._words[self._PENDING] = 0
         self._words[self._PENDING_CYCLE] = point.cycle
-        self._set_16_bytes(self._PENDING_ID, point.id)
+        self._words.set_16_bytes(self._PENDING_ID, point.id)
         self._words[self._PENDING] = 1
         # Every bit is set in its new place before it goes from the old one; a kill in between leaves it in both.
         self._words[self._FROZEN_LOST] |= self._words[self._ACTIVE_LOST]
@@ -285,15 +231,6 @@ class ChangeMap:
             disk.close()
         self._state.close()
 
-    def _get_16_bytes(self, place: int) -> bytes:
-        return b"".join(self._words[place + half].to_bytes(8, "little") for half in range(2))
-
-    def _set_16_bytes(self, place: int, value: bytes) -> None:
-        if len(value) != ID_BYTES:
-            raise ValueError(f"{value!r} has not {ID_BYTES} bytes")
-        for half in range(2):
-            self._words[place + half] = int.from_bytes(value[half * 8 : half * 8 + 8], "little")
-
     def _finish_ack(self) -> None:
         for disk in self.disks.values():
             disk.frozen.clear()
@@ -307,9 +244,9 @@ def create(folder: Path, disks: Mapping[str, Disk], *, boot: bytes) -> None:
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
-    _write_page(new / "state", _PAGE)
+    create_mapped(new / "state", PAGE)
     for identifier, disk in disks.items():
-        _write_page(map_path(new, identifier), map_length(disk.size))
+        create_mapped(map_path(new, identifier), map_length(disk.size))
     opened = ChangeMap(new, disks, writable=True, boot=boot)
     for disk_map in opened.disks.values():
         disk_map.trust()
@@ -328,19 +265,7 @@ def map_path(folder: Path, disk: str) -> Path:
 
 
 def map_length(size: int) -> int:
-    return _PAGE + 3 * _padded(bytes_for(clusters(size)))
-
-
-def _padded(length: int) -> int:
-    return -(-length // _PAGE) * _PAGE
-
-
-def _write_page(path: Path, length: int) -> None:
-    with path.open("wb") as file:
-        file.write(_MAGIC.to_bytes(8, "little"))
-        file.flush()
-        # Storing to a hole of a mapped file kills the process when the file system is full: leave no hole.
-        os.posix_fallocate(file.fileno(), 0, length)
+    return PAGE + 3 * padded(bytes_for(clusters(size)))
 
 
 def _anchor_bytes(anchor: Anchor) -> bytes:

@@ -14,11 +14,11 @@ class Disk(Protocol):
     @property
     def size(self) -> int: ...
 
-    def pread(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes."""
         ...
 
-    def pwrite(self, offset: int, data: bytes | memoryview) -> None: ...
+    def write(self, offset: int, data: bytes | memoryview) -> None: ...
 
     def holes(self, run: Run) -> Iterator[Run]:
         """Clusters inside the run that are zero and need no reading, ascending."""
@@ -49,7 +49,7 @@ class RawDisk:
     def size(self) -> int:
         return self._size
 
-    def pread(self, offset: int, length: int) -> bytes:
+    def read(self, offset: int, length: int) -> bytes:
         data = os.pread(self._file, length, offset)
         if len(data) == length:
             return data
@@ -61,7 +61,7 @@ class RawDisk:
             parts.append(data)
         return b"".join(parts)
 
-    def pwrite(self, offset: int, data: bytes | memoryview) -> None:
+    def write(self, offset: int, data: bytes | memoryview) -> None:
         if offset < 0 or offset + len(data) > self._size:
             raise ValueError(f"{offset}+{len(data)} is not inside {self._size} bytes")
         view = memoryview(data)

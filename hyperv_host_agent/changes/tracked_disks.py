@@ -15,9 +15,10 @@ from types import TracebackType
 from typing import Final, Protocol, Self
 
 from hyperv_host_agent.changes.base import Anchor
-from hyperv_host_agent.changes.change_map import ChangeMap, MapUnusable, create, this_boot
+from hyperv_host_agent.changes.change_map import ChangeMap, create, this_boot
 from hyperv_host_agent.changes.disk import Disk
 from hyperv_host_agent.changes.durable import locked, safe_name
+from hyperv_host_agent.changes.mapped_file import MapUnusable
 from twinsite.clock import Clock, SystemClock
 from twinsite.extents import CLUSTER
 from twinsite.units import GiB
@@ -94,6 +95,7 @@ class TrackedDisks:
         self._scratch_bytes = 0
         self._reader_seen = 0.0
         self._map: ChangeMap | None = None
+        self._closed = False
         self.doubt = ""  # why changes may have been missed before this opening
         if self._folder.exists():
             self._attach()
@@ -102,14 +104,14 @@ class TrackedDisks:
 
     def read(self, disk: str, offset: int, length: int) -> bytes:
         """Raises OSError."""
-        return self._disks[disk].pread(offset, length)
+        return self._disks[disk].read(offset, length)
 
     def write(self, disk: str, offset: int, data: bytes) -> None:
         """Remember, save what an open point needs, write. Raises OSError of the disk itself, never of the tracking."""
         with self._writing:
             target = self._disks[disk]
             if self._map is None:
-                target.pwrite(offset, data)
+                target.write(offset, data)
                 return
             disk_map = self._map.disks[disk]
             for cluster in range(offset // CLUSTER, -(-(offset + len(data)) // CLUSTER)):
@@ -118,9 +120,13 @@ class TrackedDisks:
                     self._save(disk, cluster)
             disk_map.write_begins(self._clock.now())
             try:
-                target.pwrite(offset, data)
+                target.write(offset, data)
             finally:
                 disk_map.write_ended()
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each disk."""
+        return {identifier: disk.size for identifier, disk in self._disks.items()}
 
     def sync(self) -> None:
         for disk in self._disks.values():
@@ -129,7 +135,7 @@ class TrackedDisks:
     # What the host agent asks for.
 
     def begin_tracking(self) -> None:
-        with self._operating:
+        with self._operation():
             if self._map is not None:
                 return
             create(self._folder, self._disks, boot=self._boot)
@@ -137,7 +143,7 @@ class TrackedDisks:
                 self._attach()
 
     def open_point(self, point: Anchor, consistency: str) -> Opened:
-        with self._operating:
+        with self._operation():
             found = self._tracked()
             self.close_point()  # of a reader that is gone
             (self._folder / "scratch").mkdir(exist_ok=True)
@@ -149,24 +155,24 @@ class TrackedDisks:
                 return self._freeze(found, point, "application" if quiet else "crash")
 
     def close_point(self) -> None:
-        with self._operating:
+        with self._operation():
             if self._map is not None:
                 with self._writing:
                     self._map.close_point()
                 self._drop_scratch()
 
     def ack(self, point: Anchor) -> None:
-        with self._operating:
+        with self._operation():
             self._tracked().ack(point)
 
     def discard(self) -> None:
-        with self._operating:
+        with self._operation():
             if self._map is not None:
                 with self._writing:
                     self._map.discard()
 
     def end_tracking(self) -> None:
-        with self._operating:
+        with self._operation():
             self.close_point()
             with self._writing:
                 found, self._map = self._map, None
@@ -183,6 +189,7 @@ class TrackedDisks:
                 self._map.close()
                 self._map = None
             self._close_scratch()
+            self._closed = True
             for disk in self._disks.values():
                 disk.close()
 
@@ -191,6 +198,13 @@ class TrackedDisks:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+    @contextlib.contextmanager
+    def _operation(self) -> Iterator[None]:
+        with self._operating:
+            if self._closed:
+                raise OwnerGone
+            yield
 
     def _tracked(self) -> ChangeMap:
         if self._map is None:
@@ -237,7 +251,7 @@ class TrackedDisks:
             if disk not in self._scratch:
                 path = self.scratch_path(self._folder, disk)
                 self._scratch[disk] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            old = memoryview(source.pread(start, min(CLUSTER, source.size - start)))
+            old = memoryview(source.read(start, min(CLUSTER, source.size - start)))
             while old:
                 written = os.pwrite(self._scratch[disk], old, start)
                 start, old = start + written, old[written:]

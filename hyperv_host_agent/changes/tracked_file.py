@@ -8,9 +8,10 @@ from typing import Final, TypeVar
 
 from hyperv_host_agent.changes.base import Anchor, SourceFailed, SourceUnavailable, Tracking
 from hyperv_host_agent.changes.bitmap import Bitmap
-from hyperv_host_agent.changes.change_map import ChangeMap, MapUnusable, this_boot
+from hyperv_host_agent.changes.change_map import ChangeMap, this_boot
 from hyperv_host_agent.changes.disk import Disk
 from hyperv_host_agent.changes.durable import locked
+from hyperv_host_agent.changes.mapped_file import MapUnusable
 from hyperv_host_agent.changes.tracked_disks import (
     OWNER_LOCK,
     TRACKING,
@@ -82,7 +83,7 @@ class FilePoint:
         file = self._files[disk]
         start, end = run.start * CLUSTER, min(run.end * CLUSTER, file.size)
         try:
-            data = file.pread(start, end - start)
+            data = file.read(start, end - start)
             # Only now: see TrackedDisks._save for why this order is right.
             copied = self._map.disks[disk].copied
             if copied.any_in(run):
@@ -180,7 +181,7 @@ class TrackedFileSource:
         try:
             with contextlib.closing(self._open_disk(disk, False)) as file:
                 start, end = run.start * CLUSTER, min(run.end * CLUSTER, file.size)
-                return file.pread(start, end - start)
+                return file.read(start, end - start)
         except OSError as error:
             raise SourceFailed(self.vm_id, disk, str(error)) from error
 

@@ -1,0 +1,259 @@
+"""The guest: a process of its own that writes records to its disks until it is told to stop, or is killed.
+
+`python -m hyperv_host_agent.hypervisors.embedded.guest FOLDER RUN READY` is started by the hypervisor; `READY` is a
+file descriptor that gets one line when the guest runs, or the reason why it does not.
+"""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from hyperv_host_agent.changes.durable import locked, safe_name
+from hyperv_host_agent.changes.tracked_disks import OWNER_LOCK, TrackedDisks
+from hyperv_host_agent.hypervisors.base import MachineFailed, MachineFenced
+from hyperv_host_agent.hypervisors.embedded.control import ControlServer, Words, serve_owner
+from hyperv_host_agent.hypervisors.embedded.machine_folder import MachineFolder
+from hyperv_host_agent.hypervisors.embedded.records import Label, encode_record, read_label, verify_records
+from twinsite.clock import SystemClock
+from twinsite.errors import TwinsiteError
+from twinsite.extents import CLUSTER
+from twinsite.units import KiB, MiB
+
+_LOCK_SECONDS: Final = 20.0  # the agent holds the disks of a stopped VM for moments only
+_QUIET_SECONDS: Final = 5.0
+_SYNC_SECONDS: Final = 10.0
+_LOG_BYTES: Final = 16 * MiB
+
+
+class GuestLog:
+    """JSON lines, complete even after a kill; one older file is kept."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._open()
+
+    def write(self, event: str, **facts: object) -> None:
+        if self._bytes > _LOG_BYTES:
+            os.close(self._file)
+            self._path.rename(self._path.with_name(self._path.name + ".1"))
+            self._open()
+        line = json.dumps({"event": event} | facts).encode() + b"\n"
+        self._bytes += os.write(self._file, line)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+    def _open(self) -> None:
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._bytes = os.fstat(self._file).st_size
+
+
+class Guest:
+    """What runs inside the VM."""
+
+    def __init__(self, labels: dict[str, Label], log: GuestLog) -> None:
+        self._labels = sorted(labels.items(), key=lambda item: item[1].disk)
+        self._log = log
+        self._clock = SystemClock()
+        self._random = random.Random()  # noqa: S311  # test data, not secrets
+        self._busy = threading.Lock()  # held through one record on all disks, or one write of load
+        self._state = threading.Condition()
+        self._frozen_until = 0.0
+        self._stopping = False
+        self.sequence = 0  # of the newest acknowledged record
+
+    # Asked by the control socket.
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[bool]:
+        """Keep the guest between two of its operations; whether that was reached in time."""
+        got = self._busy.acquire(timeout=_QUIET_SECONDS)
+        try:
+            yield got
+        finally:
+            if got:
+                self._busy.release()
+
+    def freeze(self, seconds: float) -> bool:
+        """No write from now until `thaw`, or until the time is over, whoever forgot to thaw."""
+        with self._state:
+            self._frozen_until = self._clock.monotonic() + seconds
+        with self.quiet() as quiet:
+            if quiet:
+                return True
+        self.thaw()
+        return False
+
+    def thaw(self) -> None:
+        with self._state:
+            self._frozen_until = 0.0
+            self._state.notify_all()
+
+    def shut_down(self) -> None:
+        with self._state:
+            self._stopping = True
+            self._state.notify_all()
+
+    def status(self) -> Words:
+        with self._state:
+            return {"sequence": self.sequence, "frozen": self._frozen_until > self._clock.monotonic()}
+
+    # The program.
+
+    def run(self, disks: TrackedDisks) -> None:
+        """Until it is shut down."""
+        started = next_record = last_sync = self._clock.monotonic()
+        loaded = 0
+        interval = self._labels[0][1].interval_seconds if self._labels else 1.0
+        rate = self._labels[0][1].load_bytes_per_second if self._labels else 0
+        while self._goes_on_at(min(next_record, started + loaded / rate if rate else next_record)):
+            now = self._clock.monotonic()
+            try:
+                if self._labels and now >= next_record:
+                    self._write_record(disks)
+                    next_record = max(next_record + interval, now)
+                if rate and now >= started + loaded / rate:
+                    if now > started + loaded / rate + 1.0:  # was frozen or slow: it does not catch up
+                        started, loaded = now, 0
+                    loaded += self._write_load(disks)
+                if now - last_sync > _SYNC_SECONDS:
+                    last_sync = now
+                    disks.sync()
+            except OSError as error:  # a full disk under the VM; it goes on with the same record when that is over
+                self._log.write("trouble", problem=str(error), at=self._clock.now())
+                next_record = max(next_record, now + 1.0)
+                started, loaded = now + 1.0, 0
+            if not self._labels:
+                next_record = now + interval
+
+    def recover(self, disks: TrackedDisks) -> None:
+        """Look at the disks as they were found and go on behind what they hold."""
+        report = verify_records([_Found(disks, disk, size) for disk, size in disks.sizes().items()])
+        problems = list(report.problems) if self._labels else []
+        self.sequence = report.newest
+        self._log.write("boot", recovered_sequence=report.newest, problems=problems, at=self._clock.now())
+
+    def _goes_on_at(self, moment: float) -> bool:
+        """Wait until the moment, and as long as it is frozen; False when it shall stop."""
+        with self._state:
+            while not self._stopping:
+                wait = max(moment, self._frozen_until) - self._clock.monotonic()
+                if wait <= 0:
+                    return True
+                self._state.wait(wait)
+            return False
+
+    def _thawed(self) -> bool:
+        """A freeze may have come while this thread waited for `busy`."""
+        with self._state:
+            return self._frozen_until <= self._clock.monotonic()
+
+    def _write_record(self, disks: TrackedDisks) -> None:
+        with self._busy:
+            if not self._thawed():
+                return
+            sequence, at = self.sequence + 1, self._clock.now()
+            for disk, label in self._labels:
+                disks.write(disk, label.place(sequence), encode_record(label, sequence, at))
+            self.sequence = sequence
+            self._log.write("record", sequence=sequence, at=at)
+
+    def _write_load(self, disks: TrackedDisks) -> int:
+        """One write of 4 to 64 KiB at a random place: half of it compressible, one in ten all zeros."""
+        with self._busy:
+            areas = [(disk, label.load) for disk, label in self._labels if label.load[1] >= 2 * CLUSTER]
+            if not areas or not self._thawed():
+                return 4 * KiB
+            disk, (start, length) = self._random.choice(areas)
+            size = self._random.randrange(1, 17) * 4 * KiB
+            offset = start + self._random.randrange((length - CLUSTER) // (4 * KiB)) * 4 * KiB
+            if self._random.random() < 0.1:
+                data = bytes(size)
+            else:
+                data = self._random.randbytes(size // 2) + b"twinsite" * (size // 16)
+            disks.write(disk, offset, data)
+            return size
+
+
+class _Found:
+    """A disk of the guest as the record check reads it."""
+
+    def __init__(self, disks: TrackedDisks, disk: str, size: int) -> None:
+        self._disks, self._disk, self.size = disks, disk, size
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._disks.read(self._disk, offset, length)
+
+
+def _run(folder: MachineFolder, run: Path, ready: int) -> None:
+    with locked(folder.path / OWNER_LOCK, seconds=_LOCK_SECONDS) as free, contextlib.ExitStack() as stack:
+        if not free:
+            raise MachineFailed(folder.spec.id, "its disks are in use by another process")
+        socket = run / f"{safe_name(folder.spec.id)}.sock"
+        folder.guest_starts(socket)
+        term = folder.fenced()
+        if term is not None:  # looked at behind the lock: a fence that comes later finds this process and stops it
+            raise MachineFenced(folder.spec.id, term)
+        files = {disk.id: folder.open_disk(disk.id, True) for disk in folder.disks}
+        labels = {disk: label for disk, file in files.items() if (label := read_label(file)) is not None}
+        log = GuestLog(folder.path / "guest.log")
+        stack.callback(log.close)
+        guest = Guest(labels, log)
+        disks = TrackedDisks(folder.path, files, quiet=guest.quiet)
+        guest.recover(disks)
+
+        def answer(verb: str, words: Words) -> Words:
+            match verb:
+                case "status":
+                    return guest.status()
+                case "freeze":
+                    return {"frozen": guest.freeze(float(words["seconds"]))}
+                case "thaw":
+                    guest.thaw()
+                case "shut_down":
+                    guest.shut_down()
+                case _:
+                    return serve_owner(disks, verb, words)
+            return {}
+
+        server = stack.enter_context(ControlServer(socket, answer))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: guest.shut_down())
+        control = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1})
+        control.start()
+        os.write(ready, b"{}\n")
+        os.close(ready)
+        try:
+            guest.run(disks)
+        finally:
+            server.shutdown()
+            control.join()
+        socket.unlink(missing_ok=True)
+        disks.close()
+        log.write("shutdown", sequence=guest.sequence, at=SystemClock().now())
+        folder.guest_ended()
+
+
+def main(arguments: list[str]) -> None:
+    path, run, ready = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
+    if os.fork():
+        os._exit(0)  # the guest's parent is init from here on, so that no agent has to bury it
+    try:
+        _run(MachineFolder.open(path, path.name), run, ready)
+    except TwinsiteError as error:
+        os.write(ready, json.dumps({"code": error.code, "problem": str(error)}).encode() + b"\n")
+        sys.exit(1)
+    except OSError as error:
+        os.write(ready, json.dumps({"code": "", "problem": str(error)}).encode() + b"\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
