@@ -443,10 +443,8 @@ class Sender:
         # Fingerprints before the checkpoint that relies on them. It never passes what the target has made durable, so
         # going on from here needs nothing of either end that a crash could have taken.
         self._flight = replace(flight, checkpoint=checkpoint)
-        return [
-            StorePending(flight.header.id, checkpoint.sequence),
-            *self._persist(replace(self._state, flight=self._flight)),
-        ]
+        stored = [] if stream.ended else [StorePending(flight.header.id, checkpoint.sequence)]
+        return [*stored, *self._persist(replace(self._state, flight=self._flight))]
 
     # ------------------------------------------------------------------------------------------ how it ends
 
@@ -466,7 +464,7 @@ class Sender:
         self._cycles += 1
         self._failures = 0
         self._reason = None
-        self._confirmed = self._clean = True
+        self._confirmed = True
         self._source = None  # ask before the next one: the anchor has moved
         self._target = TargetState(self._state.term, flight.named, None)
         if spooled and self._opened:

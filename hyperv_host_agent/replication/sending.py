@@ -248,7 +248,10 @@ class ReadSlice:
 
 @dataclass(frozen=True, slots=True)
 class StorePending:
-    """Make the pending fingerprints of batches 1..through of this cycle durable, zeros as ZERO_FINGERPRINT."""
+    """Make the pending fingerprints of batches 1..through of this cycle durable, zeros as ZERO_FINGERPRINT.
+
+    `through` only rises within a stream.
+    """
 
     id: bytes
     through: int

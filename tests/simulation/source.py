@@ -173,11 +173,15 @@ class Source:
                 self.stream = None
 
     def ask_target(self) -> None:
+        life = self.life
+
         def answered(value: object | None) -> None:
+            if not self.up or self.life != life:
+                return
             if isinstance(value, TargetState):
-                self.later(0.0, lambda: self.feed(say.TargetKnown(value)))
+                self.feed(say.TargetKnown(value))
             else:
-                self.later(0.0, lambda: self.feed(say.TargetFailed(Cut())))
+                self.feed(say.TargetFailed(Cut()))
 
         self.network.call(self.target.asked, answered)
 

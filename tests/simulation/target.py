@@ -118,6 +118,7 @@ class Target:
 
         def arrived(message: object) -> None:
             if not self.up or self.life != life:
+                stream.cut(by=0)  # nobody is there: the connection is reset
                 return
             number = stream.number
             match message:
@@ -185,6 +186,7 @@ class Target:
                 self.set_term(term)
             case say.Begin(stream, header, resume_after):
                 self.replica.begin(header, resume_after=resume_after)
+                self.header = header
                 self.promises.durable = (header.id, resume_after)
                 self.tick()
                 self.feed(say.Begun(stream, self.replica.state()))
@@ -213,7 +215,7 @@ class Target:
         self.replica.sync()
 
     def commit(self) -> None:
-        header = self.replica._kept.receiving.header
+        header = self.header
         if header.term < self.promises.term:
             raise Violation(f"cycle {header.number} of term {header.term} was committed in term {self.promises.term}")
         self.replica.commit()
