@@ -171,7 +171,7 @@ class MemoryReplica:
         touched, seen = _touched(batch), receiving.seen[batch.disk]
         if not seen.isdisjoint(touched):
             raise BadBatch(batch.sequence, f"cluster {min(seen & touched)} came before")
-        self._store.need(len(batch.payload))
+        self._store.need(max(1, len(batch.payload)))
         seen |= touched
         receiving.batches.append((replace(batch, payload=bytes(batch.payload)), digest))
 

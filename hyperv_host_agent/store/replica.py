@@ -239,7 +239,7 @@ class ChainReplica:
 
     @contextmanager
     def _dropping(self) -> Iterator[None]:
-        """Name OSErrors; one that is not about space costs the cycle: after a failed fsync nobody knows what is there."""
+        """Name OSErrors; one not about space costs the cycle: after a failed fsync nobody knows what is there."""
         try:
             with files.writing(self._vm_id, self._directory, self._space):
                 yield

@@ -1,0 +1,12 @@
+from pathlib import Path
+
+import pytest
+
+from tests.contracts.replica_store import ReplicaStoreContract
+from tests.fakes.chain_rig import ChainRig
+
+
+class TestChainStore(ReplicaStoreContract):
+    @pytest.fixture
+    def rig(self, tmp_path: Path) -> ChainRig:
+        return ChainRig(tmp_path / "store")
