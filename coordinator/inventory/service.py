@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from coordinator import audit
 from coordinator.access import store as access
 from coordinator.inventory import store
-from coordinator.inventory.model import Changes, Report, ReportedHost, disks_of, resolve
+from coordinator.inventory.model import Changes, Report, ReportedHost, disks_of
 from coordinator.store.engine import Database
 from twinsite.api.types.v1 import types_pb2
 from twinsite.clock import Clock
@@ -154,31 +154,34 @@ class Inventory:
     """Applies what providers report. Nothing is deleted because it was not mentioned."""
 
     def __init__(self, database: Database, clock: Clock) -> None:
-        self.database, self._clock = database, clock
+        self._database, self._clock = database, clock
 
     async def start(self) -> None:
-        """After a restart nobody is connected until he says hello."""
-        async with self.database.write() as connection:
+        """After a restart nobody is connected until he says hello; who was removed meanwhile is on no list."""
+        async with self._database.write() as connection:
             await store.disconnect_all(connection)
+            registered = {server.id for server in await access.list_servers(connection)}
+            for server_id in {cloud.server_id for cloud in await store.list_clouds(connection)} - registered:
+                await store.unregister(connection, server_id)
 
     async def connected(self, server_id: str, agent_version: str) -> list[str]:
         """A provider said hello; the names of the clouds known of it."""
         now = self._clock.now()
         link = store.ServerLink(server_id, True, agent_version, 0, now, now)
-        async with self.database.write() as connection:
+        async with self._database.write() as connection:
             await store.put_link(connection, link)
             known = await store.list_clouds(connection, server_id)
         return [cloud.name for cloud in known if cloud.state == store.PRESENT]
 
     async def disconnected(self, server_id: str) -> None:
-        async with self.database.write() as connection:
+        async with self._database.write() as connection:
             await store.disconnect(connection, server_id)
 
     async def apply(self, server_id: str, report: Report) -> Changes:
         """Make the report what is known of the site; what that changed for others."""
         now = self._clock.now()
         facts: list[tuple[str, str, dict[str, str]]] = []
-        async with self.database.write() as connection:
+        async with self._database.write() as connection:
             await store.touch_link(connection, server_id, now=now, version=report.version)
             await self._clouds(connection, server_id, report, facts)
             for target, documents in (
@@ -270,19 +273,6 @@ class Inventory:
                 facts.append(("vm.missing", f"vm/{held.name}", {"host": host.name, "id": held.id}))
                 moved.add(held.id)
         return moved
-
-    # ---- views --------------------------------------------------------------------------------------------------
-
-    async def hosts(self) -> list[HostView]:
-        async with self.database.read() as connection:
-            return list((await hosts(connection)).values())
-
-    async def host(self, name: str) -> tuple[HostView, list[types_pb2.Machine]]:
-        """With the VMs it has now. Raises Unknown, Ambiguous."""
-        async with self.database.read() as connection:
-            view = resolve("host", name, (await hosts(connection)).values(), qualifier="server")
-            found = await store.list_machines(connection, host_id=view.id)
-        return view, [machine.document for machine in found if machine.state == store.PRESENT]
 
 
 def _differs(held: types_pb2.Machine, now: types_pb2.Machine) -> bool:

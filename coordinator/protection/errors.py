@@ -1,7 +1,6 @@
 """What may be wrong with a pair, a policy or a request to protect a VM."""
 
 from twinsite.errors import Aborted, Conflict, Failed, InvalidInput, Precondition, Unreachable
-from twinsite.units import size
 
 
 class InvalidPolicy(InvalidInput):
@@ -96,6 +95,39 @@ class BeingUnprotected(Precondition):
         self.vm, self.job_id = vm, job_id
 
 
+class ProtectRunning(Precondition):
+    public = "VM {error.vm} is just being protected"
+    still_works = "nothing was changed"
+    next_step = "twinsite job cancel {error.job_id}; that removes what was done so far"
+
+    def __init__(self, vm: str, job_id: str) -> None:
+        self.vm, self.job_id = vm, job_id
+
+
+class NotReplicating(Precondition):
+    public = "VM {error.vm} does not replicate now: {error.state}"
+    still_works = "nothing was changed"
+    next_step = "twinsite vm show {error.vm}"
+
+    def __init__(self, vm: str, state: str) -> None:
+        self.vm, self.state = vm, state
+
+
+class ChooseOne(InvalidInput):
+    public = "the replica can be kept or deleted, not both"
+    still_works = "nothing was changed"
+    next_step = "leave out one of --keep-replica and --delete-replica"
+
+
+class Fenced(Precondition):
+    public = "VM {error.vm} on host {error.host} was failed over in term {error.term}; another host owns it"
+    still_works = "nothing was changed"
+    next_step = "delete this copy of the VM"
+
+    def __init__(self, vm: str, host: str, term: int) -> None:
+        self.vm, self.host, self.term = vm, host, term
+
+
 class NotInSourceCloud(Precondition):
     public = "VM {error.vm} is in {error.place}, which is not the source of {error.pair}"
     still_works = "nothing was changed"
@@ -185,7 +217,7 @@ class TestsRunning(Precondition):
 class FailoverRunning(Precondition):
     public = "VM {error.vm} is being failed over"
     still_works = "nothing was changed"
-    next_step = "twinsite job wait {error.job_id}"
+    next_step = "twinsite job show {error.job_id}; if it failed, repeat twinsite vm failover {error.vm}"
 
     def __init__(self, vm: str, job_id: str) -> None:
         self.vm, self.job_id = vm, job_id
@@ -225,13 +257,3 @@ class CleanUpFailed(Failed):
 
     def __init__(self, host: str, why: str, job_id: str) -> None:
         self.host, self.why, self.job_id = host, why, job_id
-
-
-class LowSpace(Precondition):
-    """Never raised at protect: a warning, since a mostly empty disk needs little."""
-
-    public = "host {error.host} has {error.free} free, the disks are {error.needed} when full"
-    next_step = "free space there, or name another target host"
-
-    def __init__(self, host: str, free: int, needed: int) -> None:
-        self.host, self.free, self.needed = host, size(free), size(needed)

@@ -38,9 +38,12 @@ class Side:
         return self.status is not None and now - self.received <= FRESH_SECONDS
 
     def silence(self, now: float) -> str:
-        if not self.received:
-            return f"host {self.host} has not reported yet"
-        return f"host {self.host} has not reported for {duration(max(0.0, now - self.received))}"
+        """A sentence when nothing is heard of the host now, else empty."""
+        if self.connected and self.fresh(now):
+            return ""
+        state = "has not reported" if self.connected else "is not connected and has not reported"
+        since = f"for {duration(max(0.0, now - self.received))}" if self.received else "yet"
+        return f"host {self.host} {state} {since}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +87,7 @@ def judge(evidence: Evidence, now: float) -> Health:
         return Health("blocked", WARNING if patient and late != WARNING else CRITICAL, reason)
     if evidence.phase is Phase.INITIAL:
         return Health(state, WARNING, _initial(evidence))
-    silent = "" if evidence.source.fresh(now) else evidence.source.silence(now)
+    silent = evidence.source.silence(now)
     if late != NORMAL:
         age = duration(rpo_age(evidence.newest_instant, now) or 0.0)
         every = duration(evidence.frequency_seconds)

@@ -52,7 +52,14 @@ class Reports:
         if not runs or item.phase is not Phase.FAILING_OVER or host_id != item.owner_host or status.term != item.term:
             return
         now = self._clock.now()
-        await store.update_protected(connection, dataclasses.replace(item, phase=Phase.FAILED_OVER, failed_over_at=now))
+        over = dataclasses.replace(
+            item,
+            phase=Phase.FAILED_OVER,
+            failed_over_at=now,
+            failover_cycle=min(status.committed_cycle, LARGEST),
+            failover_instant=instant(status.committed_instant),
+        )
+        await store.update_protected(connection, over)
         await audit.record(
             connection,
             actor=f"host/{host_id}",

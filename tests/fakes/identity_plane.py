@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,9 +66,14 @@ class IdentityPlane:
     @classmethod
     @contextlib.asynccontextmanager
     async def started(
-        cls, state: Path, database: Database, clock: SetBackClock, mounts: Sequence[Mount] | None = None
+        cls,
+        state: Path,
+        database: Database,
+        clock: SetBackClock,
+        mounts: Sequence[Mount] | None = None,
+        more: Callable[["IdentityPlane"], Sequence[Mount]] = lambda _: (),
     ) -> AsyncIterator["IdentityPlane"]:
-        """`mounts` replace the services of the mutual TLS listener."""
+        """`mounts` replace the services of the mutual TLS listener, `more` come beside them."""
         async with database.write() as connection:
             await connection.run_sync(metadata.create_all)
         authority = Authority.open(state / "pki", clock)
@@ -102,7 +107,7 @@ class IdentityPlane:
         if mounts is None:
             mounts = [identity_mount(members, authority), sessions_mount(users), keys_mount(enrollment)]
         made._running["members"] = await server.serve(
-            "127.0.0.1:0", mounts, credentials=tls.server_credentials(authority.watched), gate=made.gate
+            "127.0.0.1:0", [*mounts, *more(made)], credentials=tls.server_credentials(authority.watched), gate=made.gate
         )
         try:
             yield made

@@ -1,0 +1,173 @@
+"""Admin services of pairs, VMs and recovery points: proto → values → service → proto."""
+
+from typing import Any
+
+import grpc
+
+from coordinator.inventory.model import stamp
+from coordinator.inventory.mutation import Mutation
+from coordinator.inventory.service import CloudView
+from coordinator.protection.model import Pair, Phase, Policy
+from coordinator.protection.pairs import Pairs as PairService
+from coordinator.protection.service import Protections
+from coordinator.protection.views import ProtectionView, VmView
+from coordinator.recovery.service import Recoveries
+from twinsite.api.coordinator.v1 import admin_pb2, admin_pb2_grpc
+from twinsite.server import Mount
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Pairs(admin_pb2_grpc.PairsServicer):
+    def __init__(self, pairs: PairService) -> None:
+        self._pairs = pairs
+
+    async def Create(self, request: admin_pb2.CreatePairRequest, context: Context) -> admin_pb2.JobRef:
+        policy = Policy.from_proto(request.policy) if request.HasField("policy") else Policy()
+        by = Mutation.of(context, "pair.create")
+        return await self._pairs.create(by, request.source_cloud, request.target_cloud, policy, dry_run=request.dry_run)
+
+    async def List(self, request: admin_pb2.Empty, context: Context) -> admin_pb2.ListPairsResponse:
+        return admin_pb2.ListPairsResponse(pairs=[_pair(*each) for each in await self._pairs.all()])
+
+    async def Show(self, request: admin_pb2.ShowRequest, context: Context) -> admin_pb2.Pair:
+        return _pair(*await self._pairs.one(request.name))
+
+    async def Remove(self, request: admin_pb2.RemoveRequest, context: Context) -> admin_pb2.RemoveResponse:
+        by = Mutation.of(context, "pair.remove", reason=request.reason)
+        return await self._pairs.remove(by, request.name, dry_run=request.dry_run)
+
+
+class Machines(admin_pb2_grpc.MachinesServicer):
+    def __init__(self, protections: Protections, recoveries: Recoveries) -> None:
+        self._protections, self._recoveries = protections, recoveries
+
+    async def List(self, request: admin_pb2.Empty, context: Context) -> admin_pb2.ListMachinesResponse:
+        return admin_pb2.ListMachinesResponse(machines=[_machine(view) for view in await self._protections.all()])
+
+    async def Show(self, request: admin_pb2.ShowRequest, context: Context) -> admin_pb2.MachineView:
+        return _machine(await self._protections.one(request.name))
+
+    async def Protect(self, request: admin_pb2.ProtectRequest, context: Context) -> admin_pb2.ActionResponse:
+        return await self._protections.protect(
+            Mutation.of(context, "vm.protect"),
+            request.name,
+            pair=request.pair,
+            target_host=request.target_host,
+            dry_run=request.dry_run,
+        )
+
+    async def Unprotect(self, request: admin_pb2.MachineActionRequest, context: Context) -> admin_pb2.ActionResponse:
+        return await self._protections.unprotect(
+            Mutation.of(context, "vm.unprotect", reason=request.reason),
+            request.name,
+            keep_replica=request.keep_replica,
+            delete_replica=request.delete_replica,
+            dry_run=request.dry_run,
+        )
+
+    async def Pause(self, request: admin_pb2.MachineActionRequest, context: Context) -> admin_pb2.ActionResponse:
+        by = Mutation.of(context, "vm.pause", reason=request.reason)
+        return await self._protections.pause(by, request.name, paused=True, dry_run=request.dry_run)
+
+    async def Resume(self, request: admin_pb2.MachineActionRequest, context: Context) -> admin_pb2.ActionResponse:
+        by = Mutation.of(context, "vm.resume", reason=request.reason)
+        return await self._protections.pause(by, request.name, paused=False, dry_run=request.dry_run)
+
+    async def Test(self, request: admin_pb2.TestRequest, context: Context) -> admin_pb2.ActionResponse:
+        by = Mutation.of(context, "vm.test")
+        return await self._recoveries.test(by, request.name, cycle=request.cycle, dry_run=request.dry_run)
+
+    async def TestCleanup(self, request: admin_pb2.MachineActionRequest, context: Context) -> admin_pb2.ActionResponse:
+        by = Mutation.of(context, "vm.test-cleanup", reason=request.reason)
+        return await self._recoveries.clean_up(by, request.name, dry_run=request.dry_run)
+
+    async def Failover(self, request: admin_pb2.FailoverRequest, context: Context) -> admin_pb2.ActionResponse:
+        return await self._recoveries.fail_over(
+            Mutation.of(context, "vm.failover", reason=request.reason),
+            request.name,
+            cycle=request.cycle,
+            shutdown_source=request.shutdown_source,
+            dry_run=request.dry_run,
+        )
+
+
+class RecoveryPoints(admin_pb2_grpc.RecoveryPointsServicer):
+    def __init__(self, recoveries: Recoveries) -> None:
+        self._recoveries = recoveries
+
+    async def List(self, request: admin_pb2.ShowRequest, context: Context) -> admin_pb2.ListPointsResponse:
+        return admin_pb2.ListPointsResponse(points=await self._recoveries.points(request.name))
+
+
+def _pair(pair: Pair, source: CloudView | None, target: CloudView | None, protected: int) -> admin_pb2.Pair:
+    names = pair.name.partition(":")
+    return admin_pb2.Pair(
+        id=pair.id,
+        name=pair.name,
+        source_cloud=source.name if source is not None else names[0],
+        target_cloud=target.name if target is not None else names[2],
+        source_server=source.server_name if source is not None else "",
+        target_server=target.server_name if target is not None else "",
+        policy=pair.policy.to_proto(),
+        vms_protected=protected,
+        created=stamp(pair.created),
+    )
+
+
+def _machine(view: VmView) -> admin_pb2.MachineView:
+    host = view.machine.host
+    return admin_pb2.MachineView(
+        id=view.id,
+        name=view.name,
+        host=host.name,
+        cloud=view.cloud,
+        server=host.server_name,
+        machine=view.machine.machine.document,
+        protection=_protection(view.protection) if view.protection is not None else None,
+        last_seen=stamp(view.machine.last_seen),
+    )
+
+
+def _protection(view: ProtectionView) -> admin_pb2.Protection:
+    item = view.item
+    made = admin_pb2.Protection(
+        pair=view.pair.name,
+        target_host=view.target_host,
+        term=item.term,
+        state=view.health.state,
+        health=view.health.health,
+        reason=view.health.reason,
+        rpo_known=view.rpo_age is not None,
+        rpo_age_seconds=view.rpo_age or 0.0,
+        frequency_seconds=view.pair.policy.frequency_seconds,
+        newest_instant=stamp(view.newest_instant),
+        newest_cycle=view.points[0].cycle if view.points else 0,
+        points=len(view.points),
+        owner_host=view.owner_host,
+        tests=view.tests,
+        protected_since=stamp(item.created),
+        failover_cycle=item.failover_cycle if item.phase is Phase.FAILED_OVER else 0,
+    )
+    source, target = view.source.status, view.target.status
+    if source is not None:
+        made.initial_done_bytes = source.initial_done_bytes
+        made.initial_total_bytes = source.initial_total_bytes
+        made.changed_bytes = source.changed_bytes
+        made.wire_bytes = source.wire_bytes
+        made.cycles = source.cycles
+        made.last_cycle_seconds = source.last_cycle_seconds
+        made.pending_bytes = source.pending_bytes
+    if target is not None:
+        made.newest_cycle = max(made.newest_cycle, target.committed_cycle if view.points else 0)
+    return made
+
+
+def mounts(pairs: PairService, protections: Protections, recoveries: Recoveries) -> list[Mount]:
+    pair, machine, point = Pairs(pairs), Machines(protections, recoveries), RecoveryPoints(recoveries)
+    services = admin_pb2.DESCRIPTOR.services_by_name
+    return [
+        Mount(services["Pairs"], lambda to: admin_pb2_grpc.add_PairsServicer_to_server(pair, to)),
+        Mount(services["Machines"], lambda to: admin_pb2_grpc.add_MachinesServicer_to_server(machine, to)),
+        Mount(services["RecoveryPoints"], lambda to: admin_pb2_grpc.add_RecoveryPointsServicer_to_server(point, to)),
+    ]

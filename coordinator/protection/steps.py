@@ -1,0 +1,225 @@
+"""Tasks of the jobs pair.create, vm.protect, vm.unprotect and vm.clean-up. Each may be run again from its start."""
+
+import dataclasses
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from coordinator import audit
+from coordinator.inventory import service as inventory
+from coordinator.inventory import store as inventory_store
+from coordinator.inventory.model import disks_of, instant, machine_is_good
+from coordinator.jobs import Jobs, TaskContext
+from coordinator.protection import store
+from coordinator.protection.desired import Desired
+from coordinator.protection.errors import DisksChanged, MachineIsMissing, NoDisks, Overtaken
+from coordinator.protection.hosts import COMMAND_SECONDS, clean_up, clean_up_later, tell
+from coordinator.protection.model import REPLICATING, Phase, Protected
+from coordinator.protection.pairs import usable
+from coordinator.protection.views import recoverable
+from twinsite.api.types.v1 import commands_pb2, types_pb2
+from twinsite.units import size
+
+
+class Steps:
+    """`desired` publishes what the tasks decide; `register` before jobs start."""
+
+    def __init__(self, jobs: Jobs, desired: Desired) -> None:
+        self._jobs, self._desired = jobs, desired
+
+    def register(self) -> None:
+        for kind, task in (
+            ("pair.check", self._check_cloud),
+            ("pair.activate", self._activate_pair),
+            ("pair.settle", self._settle_pair),
+            ("protect.check", self._check_source),
+            ("protect.prepare", self._prepare_target),
+            ("protect.enable", self._enable),
+            ("protect.initial", self._initial),
+            ("protect.finalize", self._finalize),
+            ("protect.settle", self._settle),
+            ("unprotect.forget", self._forget_source),
+            ("unprotect.delete", self._delete_replica),
+            ("unprotect.finish", self._finish),
+            ("clean-up.replica", self._late_replica),
+            ("clean-up.source", self._late_source),
+        ):
+            self._jobs.handler(kind, task)
+
+    # ---- pair.create --------------------------------------------------------------------------------------------
+
+    async def _check_cloud(self, context: TaskContext) -> None:
+        async with context.database.read() as connection:
+            usable((await inventory.clouds(connection))[str(context.args["cloud"])])
+
+    async def _activate_pair(self, context: TaskContext) -> None:
+        async with context.database.write() as connection:
+            await store.activate_pair(connection, str(context.args["pair"]))
+
+    async def _settle_pair(self, context: TaskContext) -> None:
+        """A pair that was not found good frees its clouds."""
+        pair_id = str(context.args["pair"])
+        async with context.database.write() as connection:
+            pair = next((one for one in await store.list_pairs(connection) if one.id == pair_id), None)
+            if pair is None or pair.active:
+                return
+            await store.delete_pair(connection, pair_id)
+            await _record(connection, context, "pair.create", f"pair/{pair.name}", outcome="rolled back")
+
+    # ---- vm.protect ---------------------------------------------------------------------------------------------
+
+    async def _check_source(self, context: TaskContext) -> None:
+        item = await _mine(context, Phase.PREPARING)
+        order = commands_pb2.HostCommand(
+            host_id=item.source_host, check_source=commands_pb2.CheckSource(vm_id=item.vm_id)
+        )
+        machine = (await tell(context, order, timeout=COMMAND_SECONDS)).machine
+        if machine.id != item.vm_id or not machine_is_good(machine):
+            raise MachineIsMissing(item.vm_name, item.source_host)
+        if not machine.disks:
+            raise NoDisks(item.vm_name)
+        async with context.database.write() as connection:
+            # The answer is the newest description there is; the target is prepared for it.
+            known = await inventory_store.list_machines(connection, host_id=item.source_host, vm_id=item.vm_id)
+            await inventory_store.put_machine(
+                connection, machine, host_id=item.source_host, now=context.clock.now(), known=bool(known)
+            )
+            item = await _mine_in(connection, context, Phase.PREPARING)
+            changed = dataclasses.replace(item, vm_name=machine.name, disks=disks_of(machine))
+            await store.update_protected(connection, changed)
+
+    async def _prepare_target(self, context: TaskContext) -> None:
+        item = await _mine(context, Phase.PREPARING)
+        async with context.database.read() as connection:
+            known = await inventory_store.list_machines(connection, host_id=item.source_host, vm_id=item.vm_id)
+        machine = known[0].document
+        if disks_of(machine) != item.disks:
+            raise DisksChanged(item.vm_name)
+        order = commands_pb2.HostCommand(
+            host_id=item.target_host,
+            prepare_replica=commands_pb2.PrepareReplica(machine=machine, term=item.term),
+        )
+        await tell(context, order, timeout=COMMAND_SECONDS)
+
+    async def _enable(self, context: TaskContext) -> None:
+        async with context.database.write() as connection:
+            item = await _mine_in(connection, context, Phase.PREPARING, Phase.INITIAL)
+            if item.phase is Phase.PREPARING:
+                enabled = self._desired.granted(dataclasses.replace(item, phase=Phase.INITIAL))
+                await store.update_protected(connection, enabled)
+                await self._desired.publish(connection, [item.source_host, item.target_host])
+        self._desired.changed()
+
+    async def _initial(self, context: TaskContext) -> None:
+        async def check() -> types_pb2.Point | None:
+            item = await _mine(context, Phase.INITIAL)
+            async with context.database.read() as connection:
+                points = await store.list_points(connection, item.vm_id)
+                said = await store.list_statuses(connection, item.vm_id)
+            await _show(context, item, said)
+            found = recoverable(points.get(item.vm_id, []))
+            return found[0] if found else None
+
+        point = await context.until(check, timeout=None)
+        await context.set_result(cycle=str(point.cycle), instant=f"{instant(point.instant):.3f}")
+
+    async def _finalize(self, context: TaskContext) -> None:
+        async with context.database.write() as connection:
+            item = await _mine_in(connection, context, Phase.INITIAL, Phase.PROTECTED)
+            if item.phase is Phase.PROTECTED:
+                return
+            await store.update_protected(connection, dataclasses.replace(item, phase=Phase.PROTECTED))
+            await _record(connection, context, "vm.protected", f"vm/{item.vm_name}")
+
+    async def _settle(self, context: TaskContext) -> None:
+        """What did not become a protected VM leaves nothing behind: no assignment, no replica, no tracking."""
+        async with context.database.write() as connection:
+            item = await store.get_protected(connection, str(context.args["vm"]), lock=True)
+            if item is None or item.job_id != context.job_id:
+                return
+            if item.phase not in (Phase.PREPARING, Phase.INITIAL, Phase.UNPROTECTING):
+                return
+            await store.update_protected(connection, dataclasses.replace(item, phase=Phase.UNPROTECTING))
+            await self._desired.publish(connection, [item.source_host, item.target_host])
+        self._desired.changed()
+        await clean_up(context, self._jobs, _forget(item), vm_id=item.vm_id, what=f"stop tracking {item.vm_name}")
+        await clean_up(context, self._jobs, _delete(item), vm_id=item.vm_id, what=f"delete replica of {item.vm_name}")
+        async with context.database.write() as connection:
+            await store.delete_protected(connection, item.vm_id)
+            await _record(connection, context, "vm.protect", f"vm/{item.vm_name}", outcome="rolled back")
+
+    # ---- vm.unprotect, vm.clean-up ------------------------------------------------------------------------------
+
+    async def _forget_source(self, context: TaskContext) -> None:
+        item = await _mine(context, Phase.UNPROTECTING)
+        await clean_up(context, self._jobs, _forget(item), vm_id=item.vm_id, what=f"stop tracking {item.vm_name}")
+
+    async def _delete_replica(self, context: TaskContext) -> None:
+        item = await _mine(context, Phase.UNPROTECTING)
+        await clean_up(context, self._jobs, _delete(item), vm_id=item.vm_id, what=f"delete replica of {item.vm_name}")
+
+    async def _finish(self, context: TaskContext) -> None:
+        async with context.database.write() as connection:
+            item = await store.get_protected(connection, str(context.args["vm"]), lock=True)
+            if item is None or item.job_id != context.job_id:
+                return
+            await store.delete_protected(connection, item.vm_id)
+            await _record(connection, context, "vm.unprotected", f"vm/{item.vm_name}")
+
+    async def _late_replica(self, context: TaskContext) -> None:
+        vm_id, host_id = str(context.args["vm"]), str(context.args["host"])
+        remove = commands_pb2.RemoveReplica(vm_id=vm_id)
+        await clean_up_later(context, commands_pb2.HostCommand(host_id=host_id, remove_replica=remove), vm_id=vm_id)
+
+    async def _late_source(self, context: TaskContext) -> None:
+        vm_id, host_id = str(context.args["vm"]), str(context.args["host"])
+        forget = commands_pb2.ForgetSource(vm_id=vm_id)
+        await clean_up_later(context, commands_pb2.HostCommand(host_id=host_id, forget_source=forget), vm_id=vm_id)
+
+
+async def _mine(context: TaskContext, *phases: Phase) -> Protected:
+    async with context.database.read() as connection:
+        return await _mine_in(connection, context, *phases, lock=False)
+
+
+async def _mine_in(connection: AsyncConnection, context: TaskContext, *phases: Phase, lock: bool = True) -> Protected:
+    """The task's VM while this job decides about it. Raises Overtaken."""
+    vm_id = str(context.args["vm"])
+    item = await store.get_protected(connection, vm_id, lock=lock)
+    if item is None or item.job_id != context.job_id or item.phase not in phases:
+        raise Overtaken(item.vm_name if item is not None else vm_id)
+    return item
+
+
+def _forget(item: Protected) -> commands_pb2.HostCommand:
+    return commands_pb2.HostCommand(host_id=item.source_host, forget_source=commands_pb2.ForgetSource(vm_id=item.vm_id))
+
+
+def _delete(item: Protected) -> commands_pb2.HostCommand:
+    return commands_pb2.HostCommand(
+        host_id=item.target_host, remove_replica=commands_pb2.RemoveReplica(vm_id=item.vm_id)
+    )
+
+
+async def _show(context: TaskContext, item: Protected, said: dict[tuple[str, str], store.Reported]) -> None:
+    """The source's bytes as the task's progress; a block's reason as its message."""
+    status = next((said[key].status for key in ((item.vm_id, item.source_host),) if key in said), None)
+    if status is None or item.phase not in REPLICATING:
+        return
+    total = min(status.initial_total_bytes, 2**62)
+    done = min(status.initial_done_bytes, total)
+    blocked = status.state == types_pb2.REPLICATION_STATE_BLOCKED
+    message = f"waiting: {status.reason.message}"[:300] if blocked else f"{size(done)} of {size(total)}"
+    await context.progress(done * 100 // total if total else 0, done, total, message)
+
+
+async def _record(
+    connection: AsyncConnection, context: TaskContext, action: str, target: str, *, outcome: str = "ok"
+) -> None:
+    await audit.record(
+        connection,
+        actor=f"job/{context.job_id}",
+        action=action,
+        target=target,
+        outcome=outcome,
+        now=context.clock.now(),
+    )

@@ -1,0 +1,135 @@
+"""What is known of VMs and their protection at one instant, put together for whoever asks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from coordinator.inventory import service as inventory
+from coordinator.inventory.model import instant
+from coordinator.inventory.service import HostView, MachineView
+from coordinator.protection import store
+from coordinator.protection.health import Evidence, Health, Side, judge, rpo_age
+from coordinator.protection.model import SWITCHED, Pair, Protected
+from coordinator.protection.store import Reported
+from coordinator.recovery import store as recovery
+from twinsite.api.types.v1 import types_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectionView:
+    """A protected VM with all that its hosts said of it."""
+
+    item: Protected
+    pair: Pair
+    source: Side
+    target: Side
+    source_host: str  # names
+    target_host: str
+    points: tuple[types_pb2.Point, ...]  # recoverable ones, newest first
+    newest_instant: float  # 0: there is none
+    tests: tuple[str, ...]
+    health: Health
+    rpo_age: float | None  # seconds; None before the first point and after a failover
+
+    @property
+    def owner_host(self) -> str:
+        return self.target_host if self.item.owner_host == self.item.target_host else self.source_host
+
+
+@dataclass(frozen=True, slots=True)
+class VmView:
+    machine: MachineView
+    protection: ProtectionView | None
+
+    @property
+    def id(self) -> str:
+        return self.machine.id
+
+    @property
+    def name(self) -> str:
+        return self.machine.name
+
+    @property
+    def cloud(self) -> str:
+        return self.machine.cloud
+
+
+def recoverable(points: Sequence[types_pb2.Point]) -> tuple[types_pb2.Point, ...]:
+    """Without initial copies, which are no point in time."""
+    return tuple(point for point in points if point.consistency != "none")
+
+
+async def look(connection: AsyncConnection, now: float) -> list[VmView]:
+    """Every VM, by name, with its protection as of `now`."""
+    everything = await store.list_protected(connection)
+    machines = await inventory.machines(connection, {item.vm_id: item.owner_host for item in everything})
+    hosts = await inventory.hosts(connection)
+    pairs = {pair.id: pair for pair in await store.list_pairs(connection)}
+    statuses = await store.list_statuses(connection)
+    points = await store.list_points(connection)
+    tests = await recovery.list_tests(connection)
+    protections = {
+        item.vm_id: _protection(
+            item,
+            pairs[item.pair_id],
+            hosts,
+            statuses,
+            recoverable(points.get(item.vm_id, [])),
+            tuple(test.id for test in tests.get(item.vm_id, []) if test.state != recovery.STARTING),
+            now,
+        )
+        for item in everything
+    }
+    return [VmView(machine, protections.get(vm_id)) for vm_id, machine in machines.items()]
+
+
+def _protection(
+    item: Protected,
+    pair: Pair,
+    hosts: Mapping[str, HostView],
+    statuses: Mapping[tuple[str, str], Reported],
+    points: tuple[types_pb2.Point, ...],
+    tests: tuple[str, ...],
+    now: float,
+) -> ProtectionView:
+    source = _side(item.vm_id, item.source_host, hosts, statuses)
+    target = _side(item.vm_id, item.target_host, hosts, statuses)
+    newest = max((instant(point.instant) for point in points), default=0.0)
+    if target.status is not None and target.status.HasField("committed_instant"):
+        newest = max(newest, instant(target.status.committed_instant))
+    evidence = Evidence(
+        phase=item.phase,
+        paused=item.paused,
+        frequency_seconds=pair.policy.frequency_seconds,
+        source=source,
+        target=target,
+        newest_instant=newest,
+        failed_over_at=item.failed_over_at,
+    )
+    return ProtectionView(
+        item=item,
+        pair=pair,
+        source=source,
+        target=target,
+        source_host=source.host,
+        target_host=target.host,
+        points=points,
+        newest_instant=newest,
+        tests=tests,
+        health=judge(evidence, now),
+        rpo_age=None if item.phase in SWITCHED else rpo_age(newest, now),
+    )
+
+
+def _side(
+    vm_id: str, host_id: str, hosts: Mapping[str, HostView], statuses: Mapping[tuple[str, str], Reported]
+) -> Side:
+    host = hosts.get(host_id)
+    said = statuses.get((vm_id, host_id))
+    return Side(
+        host=host.name if host is not None else host_id,
+        connected=host is not None and host.connected,
+        received=said.received if said is not None else 0.0,
+        status=said.status if said is not None else None,
+    )

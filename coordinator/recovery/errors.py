@@ -1,0 +1,75 @@
+"""Why a test or a failover cannot be, or did not finish."""
+
+from twinsite.errors import Failed, NotFound, Precondition, Unreachable
+
+
+class NoPoint(Precondition):
+    public = "VM {error.vm} has no recovery point yet"
+    cause = "its initial replication has not finished"
+    still_works = "nothing was changed"
+    next_step = "twinsite vm show {error.vm}; the first point ends the initial replication"
+
+    def __init__(self, vm: str) -> None:
+        self.vm = vm
+
+
+class PointMissing(NotFound):
+    public = "VM {error.vm} has no recovery point {error.cycle}"
+    still_works = "nothing was changed"
+    next_step = "twinsite point list {error.vm}"
+
+    def __init__(self, vm: str, cycle: int) -> None:
+        self.vm, self.cycle = vm, cycle
+
+
+class AlreadyFailedOver(Precondition):
+    public = "VM {error.vm} was failed over already: it runs on host {error.host} since term {error.term}"
+    still_works = "it goes on running there"
+    next_step = "twinsite vm show {error.vm}"
+
+    def __init__(self, vm: str, host: str, term: int) -> None:
+        self.vm, self.host, self.term = vm, host, term
+
+
+class FailoverIsRunning(Precondition):
+    public = "a failover of VM {error.vm} is running"
+    still_works = "it goes on"
+    next_step = "twinsite job watch {error.job_id}"
+
+    def __init__(self, vm: str, job_id: str) -> None:
+        self.vm, self.job_id = vm, job_id
+
+
+class TargetAway(Unreachable):
+    public = "target host {error.host} of VM {error.vm} is not connected"
+    cause = "it was waited for {error.seconds:.0f} s"
+    still_works = "nothing was changed: the source still owns the VM, and what was replicated is kept"
+    next_step = "connect the host and its provider, then repeat twinsite vm failover {error.vm}"
+
+    def __init__(self, vm: str, host: str, seconds: float) -> None:
+        self.vm, self.host, self.seconds = vm, host, seconds
+
+
+class SourceNotStopped(Unreachable):
+    public = "VM {error.vm} was not stopped on host {error.host}: {error.why}"
+    still_works = "the failover goes on; the host is fenced by the new term as soon as it hears of it"
+    next_step = "if the host still runs and cannot be reached, stop the VM there by hand"
+
+    def __init__(self, vm: str, host: str, why: str) -> None:
+        self.vm, self.host, self.why = vm, host, why
+
+
+class NoLongerProtected(Failed):
+    public = "VM {error.vm} is not protected any more"
+    next_step = "twinsite vm list"
+
+    def __init__(self, vm: str) -> None:
+        self.vm = vm
+
+
+class TestGone(Failed):
+    public = "test {error.test_id} was ended by another job"
+    next_step = "twinsite vm show"
+
+    def __init__(self, test_id: str) -> None:
+        self.test_id = test_id
