@@ -213,7 +213,9 @@ def test_a_port_in_use_is_named_and_nothing_is_left_behind(program: Program) -> 
     ],
 )
 def test_wrong_settings_stop_the_start_with_what_to_do(program: Program, line: str, words: str) -> None:
-    kept = [each for each in program.config.read_text().splitlines() if not each.startswith(line.split("=")[0])]
+    kept = [
+        each for each in program.config.read_text().splitlines() if not each.startswith(line.split("=", maxsplit=1)[0])
+    ]
     program.config.write_text("\n".join([*kept, line]) + "\n")
     refused = program.run("config", "check")
     assert refused.returncode == 2
