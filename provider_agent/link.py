@@ -93,6 +93,7 @@ class Link:
             finally:
                 self._channel = None
                 self._assignments.session_lost()
+            _stay_cancelled()
             if isinstance(problem, Renewed):
                 continue
             refused = isinstance(problem, Unauthenticated | Denied | Precondition)
@@ -187,6 +188,13 @@ class Link:
     @property
     def _code(self) -> str:
         return self.standing.problem.code if self.standing.problem is not None else ""
+
+
+def _stay_cancelled() -> None:
+    """A task group that is cancelled while one of its tasks fails reports the failure and forgets the cancellation."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _first(group: BaseExceptionGroup[TwinsiteError]) -> TwinsiteError:
