@@ -138,6 +138,15 @@ def _identity(settings: Settings, clock: Clock) -> Iterator[Finding]:
     except TwinsiteError as error:
         yield Finding("identity", Verdict.CRITICAL, str(error), error.text("next_step"))
         return
+    begins = credentials.certificate.not_valid_before_utc.timestamp()
+    if clock.now() < begins:
+        yield Finding(
+            "clock",
+            Verdict.CRITICAL,
+            f"this host's clock is at least {units.duration(begins - clock.now())} behind the coordinator's",
+            "set the clock; peers refuse a certificate that is not valid yet",
+        )
+        return
     left = credentials.expires - clock.now()
     if left <= 0:
         yield Finding(

@@ -23,6 +23,8 @@ from twinsite.errors import TwinsiteError, Unreachable
 _log = structlog.get_logger()
 _STEADY_SECONDS: Final = 30.0  # a session that lasted so long starts the waits anew
 
+_SKEW_SECONDS: Final = 60.0  # RPO ages are differences between the clocks of two hosts
+
 
 class SessionEnded(Unreachable):
     public = "the session with the provider ended"
@@ -86,7 +88,10 @@ class Link:
     async def _take(self, message: pb.ToHost) -> None:
         match message.WhichOneof("message"):
             case "welcome":
+                skew = self._clock.now() - message.welcome.provider_unix
                 _log.info("provider_link_up", provider_version=message.welcome.provider_version)
+                if abs(skew) > _SKEW_SECONDS:
+                    _log.warning("clocks_differ", host_ahead_seconds=round(skew))
                 self._assignments.welcome(current=message.welcome.assignments_current)
                 self.connected.set()
             case "assignments":

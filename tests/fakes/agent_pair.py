@@ -1,0 +1,123 @@
+"""Two host agents of one vault with a VM at the first, in the test's own process over real TLS on loopback."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hyperv_host_agent import app
+from hyperv_host_agent.changes.memory import MemoryChangeSource
+from hyperv_host_agent.hypervisors.base import MachineSpec
+from hyperv_host_agent.hypervisors.description import to_proto
+from hyperv_host_agent.hypervisors.memory import MemoryHypervisor
+from hyperv_host_agent.replication.cycle import DiskGeometry
+from hyperv_host_agent.store.base import ReplicaStore
+from tests.fakes.host_provider import HostProvider, HostView, assignment, eventually, grant, host_agent, host_provider
+from tests.fakes.pki import TestVault
+from twinsite.api.types.v1 import commands_pb2, types_pb2
+from twinsite.extents import CLUSTER
+
+FIRST, SECOND = "d0000000-0000-4000-8000-000000000001", "d0000000-0000-4000-8000-000000000002"
+SIZE = 8 << 20
+ODD_SIZE = 3 * CLUSTER + 512  # its last cluster is partial
+
+
+def spec(name: str = "web01", *, size: int = SIZE) -> MachineSpec:
+    disks = (DiskGeometry(FIRST, size, "vda"), DiskGeometry(SECOND, ODD_SIZE, "vdb"))
+    return MachineSpec(
+        str(uuid.uuid5(uuid.NAMESPACE_DNS, name)), name, 2, 1 << 30, disks, (("52:54:00:00:00:01", "corp"),)
+    )
+
+
+def contents(size: int = SIZE) -> dict[str, bytes]:
+    """A quarter noise, a quarter text, the rest zeros; the second disk is noise to its odd end."""
+    return {FIRST: os.urandom(size // 4) + b"text " * (size // 20), SECOND: os.urandom(ODD_SIZE)}
+
+
+@dataclass
+class Pair:
+    provider: HostProvider
+    source: app.Agent
+    target: app.Agent
+    hypervisor: MemoryHypervisor  # of the source
+    there: MemoryHypervisor  # of the target
+    term: int = 1
+
+    def add(self, machine: MachineSpec, data: dict[str, bytes]) -> MemoryChangeSource:
+        return self.hypervisor.add(machine, contents=data)
+
+    def describe(self, vm_id: str) -> types_pb2.Machine:
+        return to_proto(self.hypervisor.machine(vm_id))
+
+    @property
+    def at_source(self) -> HostView:
+        return self.provider.hosts[self.source.host_id]
+
+    @property
+    def at_target(self) -> HostView:
+        return self.provider.hosts[self.target.host_id]
+
+    async def protect(self, *machines: MachineSpec, address: str = "", **options: Any) -> None:
+        """As the coordinator does: look, prepare, assign both hosts."""
+        sources, targets = [], []
+        for machine in machines:
+            shown = self.describe(machine.id)
+            found = await self.provider.order(
+                self.source.host_id, f"check-{machine.name}@1", check_source=commands_pb2.CheckSource(vm_id=machine.id)
+            )
+            assert found.ok, found.error
+            prepared = await self.provider.order(
+                self.target.host_id,
+                f"prepare-{machine.name}@1",
+                prepare_replica=commands_pb2.PrepareReplica(machine=found.machine, term=1),
+            )
+            assert prepared.ok, prepared.error
+            document = options.get("document") or self.grant(shown)
+            rest = {key: value for key, value in options.items() if key != "document"}
+            sources.append(
+                assignment(
+                    shown,
+                    types_pb2.ROLE_SOURCE,
+                    document,
+                    peer=self.target.host_id,
+                    address=address or self.target.address,
+                    **rest,
+                )
+            )
+            targets.append(assignment(shown, types_pb2.ROLE_TARGET, document, peer=self.source.host_id, **rest))
+        self.provider.assign(self.target.host_id, *targets)
+        self.provider.assign(self.source.host_id, *sources)
+
+    def grant(self, shown: types_pb2.Machine, **changes: Any) -> types_pb2.SignedDocument:
+        return grant(self.provider.vault, shown, self.source.host_id, self.target.host_id, **changes)
+
+    async def replicated(self, vm_id: str, *, beyond: int = 0) -> int:
+        """Wait for a recovery point after cycle `beyond`; its number."""
+
+        def newest() -> int:
+            points = self.at_target.points.get(vm_id, [])
+            return points[-1].cycle if points and points[-1].cycle > beyond else 0
+
+        found: int = await eventually(f"a point after {beyond}", newest)
+        return found
+
+    async def settled(self, vm_id: str) -> int:
+        """Wait for a point that brings everything written until now; its number."""
+        known = self.at_target.points.get(vm_id, [])
+        first = await self.replicated(vm_id, beyond=known[-1].cycle if known else 0)
+        # The cycle that was under way may have begun before the last write.
+        return await self.replicated(vm_id, beyond=first)
+
+
+@contextlib.asynccontextmanager
+async def pair(folder: Path, *, store: ReplicaStore | None = None, spool_memory: int = 64 << 20) -> AsyncIterator[Pair]:
+    async with host_provider(TestVault()) as provider:
+        here, there = MemoryHypervisor(), MemoryHypervisor()
+        async with (
+            host_agent(provider, folder / "b1", hypervisor=there, store=store) as target,
+            host_agent(provider, folder / "a1", hypervisor=here, spool_memory=spool_memory) as source,
+        ):
+            yield Pair(provider, source, target, here, there)
