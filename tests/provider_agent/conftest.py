@@ -1,11 +1,12 @@
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import structlog
 
 from provider_agent import cli
 from provider_agent.app import Addresses, identity_folder, provider
@@ -43,6 +44,14 @@ name = "fast"
 """
 
 Until = Callable[[Callable[[], object]], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """A command that serves sends the log to the stderr of its test, which is gone afterwards."""
+    yield
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture
