@@ -1,7 +1,7 @@
 """Tracked disks in files whose guest is the test, in its own process, running or stopped."""
 
 import contextlib
-import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,13 +128,10 @@ class TrackedMachine:
         self.abandon_points()
         self.stop()
 
-    def restore(self, old: Path) -> None:
-        """Put another folder's files in place of this one's, times preserved as far as a backup can."""
-        for path in old.rglob("*"):
+    def restore_from(self, backup: Path, part: str) -> None:
+        """Put a backup's files in place of this folder's (or of `part` of it), times preserved as far as it can."""
+        for path in (backup / part).rglob("*"):
             if path.is_file():
-                target = self.folder / path.relative_to(old)
-                target.parent.mkdir(exist_ok=True)
+                target = self.folder / path.relative_to(backup)
                 target.unlink(missing_ok=True)
-                target.write_bytes(path.read_bytes())
-                found = path.stat()
-                os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
+                shutil.copy2(path, target)

@@ -1,0 +1,356 @@
+"""Changes to disks in files: none is forgotten, and a point is one instant, whatever dies and whenever."""
+
+import random
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hyperv_host_agent.changes.base import Anchor, SourcePoint, SourceUnavailable, Tracking
+from hyperv_host_agent.changes.durable import locked
+from hyperv_host_agent.replication.cycle import DiskGeometry
+from tests.fakes.tracked_machine import TrackedMachine
+from twinsite.extents import CLUSTER, Run, clusters
+
+A = DiskGeometry("a", 24 * CLUSTER)
+B = DiskGeometry("b", 11 * CLUSTER + 4096)
+DISKS = (A, B)
+
+
+def name_of(cycle: int) -> bytes:
+    return cycle.to_bytes(16, "big")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[TrackedMachine]:
+    machine = TrackedMachine(tmp_path, DISKS)
+    yield machine
+    machine.close()
+
+
+def anchored(machine: TrackedMachine) -> None:
+    machine.source.start()
+    machine.source.open_point(1, name_of(1), consistency="crash").close()
+    machine.source.ack(1, name_of(1))
+
+
+def whole(point: SourcePoint, disk: DiskGeometry) -> bytes:
+    return point.read(disk.id, Run(0, clusters(disk.size)))
+
+
+def dirty(point: SourcePoint, disk: DiskGeometry) -> set[int]:
+    return {cluster for run in point.dirty(disk.id) for cluster in range(run.start, run.end)}
+
+
+def differing(before: bytes, after: bytes) -> set[int]:
+    places = range(clusters(len(after)))
+    return {
+        at for at in places if before[at * CLUSTER : (at + 1) * CLUSTER] != after[at * CLUSTER : (at + 1) * CLUSTER]
+    }
+
+
+class Replica:
+    """What a target would hold: the points of a machine, applied by their dirty sets."""
+
+    def __init__(self, machine: TrackedMachine) -> None:
+        self.machine = machine
+        self.content = {disk.id: bytearray(disk.size) for disk in machine.geometry}
+        self.cycle = 0
+
+    def take(self, point: SourcePoint) -> dict[str, bytearray]:
+        new = {disk: bytearray(content) for disk, content in self.content.items()}
+        for disk in point.disks:
+            for run in point.dirty(disk.id):
+                data = point.read(disk.id, run)
+                new[disk.id][run.start * CLUSTER : run.start * CLUSTER + len(data)] = data
+        return new
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_writes_kills_restarts_and_lost_acks_never_lose_a_change(tmp_path: Path, seed: int):
+    # A model of one VM over many cycles: whatever happens in between, what a target builds from the dirty sets alone
+    # equals the disks at each point's instant, and tracking never has to be given up while the host stays up.
+    chance = random.Random(seed)
+    machine = TrackedMachine(tmp_path, DISKS)
+    replica = Replica(machine)
+    machine.source.start()
+
+    def write() -> None:
+        disk = chance.choice(DISKS)
+        offset = chance.randrange(disk.size)
+        machine.write(
+            disk.id, offset, chance.randbytes(min(disk.size - offset, chance.choice([1, 512, 4096, 100_000])))
+        )
+
+    def disturb() -> None:
+        match chance.randrange(9):
+            case 0 if machine.guest is None:
+                machine.start()
+            case 1 if machine.guest is not None:
+                machine.stop()
+            case 2 if machine.guest is not None:
+                machine.kill()
+            case _:
+                write()
+
+    for _ in range(25):
+        for _ in range(chance.randrange(5)):
+            disturb()
+        replica.cycle += 1
+        name = chance.randbytes(16)
+        point = machine.source.open_point(replica.cycle, name, consistency="crash")
+        assert point.tracking is Tracking.OK
+        instant = {disk.id: machine.content(disk.id) for disk in DISKS}
+        for _ in range(chance.randrange(6)):
+            disturb()
+        new = replica.take(point)
+        for disk in DISKS:
+            assert new[disk.id] == instant[disk.id]
+            assert whole(point, disk) == instant[disk.id]
+        if chance.random() < 0.2:
+            machine.abandon_points()
+            machine.source = machine.new_source()
+        else:
+            point.close()
+        for _ in range(chance.randrange(4)):
+            disturb()
+        match chance.randrange(4):
+            case 0:
+                machine.source.discard()
+            case 1:
+                pass  # the agent died; the next point takes it in
+            case _:
+                machine.source.ack(replica.cycle, name)
+                replica.content = new
+    machine.close()
+
+
+def test_a_point_is_one_instant_while_threads_write(machine: TrackedMachine):
+    # Each writer stamps disk A, then disk B, with a rising number; a point that shows a later number on B than on A,
+    # or half a stamp, is not an instant.
+    machine.start()
+    assert machine.guest is not None
+    guest = machine.guest
+    anchored(machine)
+    done = threading.Event()
+
+    def stamp(cluster: int) -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            data = number.to_bytes(8, "big") * (CLUSTER // 8)
+            guest.write(A.id, cluster * CLUSTER, data)
+            guest.write(B.id, cluster * CLUSTER, data)
+
+    writers = [threading.Thread(target=stamp, args=(cluster,)) for cluster in range(4)]
+    for writer in writers:
+        writer.start()
+    try:
+        replica = Replica(machine)
+        for cycle in range(2, 42):
+            point = machine.source.open_point(cycle, name_of(cycle), consistency="crash")
+            new = replica.take(point)
+            for cluster in range(4):
+                stamps = []
+                for disk in DISKS:
+                    data = point.read(disk.id, Run(cluster, 1))
+                    assert data == data[:8] * (CLUSTER // 8), "torn"
+                    assert new[disk.id][cluster * CLUSTER : (cluster + 1) * CLUSTER] == data
+                    stamps.append(int.from_bytes(data[:8], "big"))
+                assert stamps[0] - 1 <= stamps[1] <= stamps[0], "reordered"
+            point.close()
+            machine.source.ack(cycle, name_of(cycle))
+            replica.content = new
+    finally:
+        done.set()
+        for writer in writers:
+            writer.join()
+    assert any(replica.content[A.id])
+
+
+def test_a_guest_killed_and_started_while_a_point_is_open_goes_on_saving_it(machine: TrackedMachine):
+    machine.start()
+    anchored(machine)
+    machine.write(A.id, 0, b"old" * 1000)
+    point = machine.source.open_point(2, name_of(2), consistency="crash")
+    before = machine.content(A.id)
+    machine.write(A.id, 0, b"new" * 1000)
+    machine.kill()
+    assert whole(point, A) == before
+    machine.start()
+    machine.write(A.id, 0, b"newer" * 1000)
+    machine.write(A.id, 5 * CLUSTER, b"newer")
+    assert whole(point, A) == before
+    machine.stop()
+    assert whole(point, A) == before
+    point.close()
+    assert not (machine.folder / "tracking" / "scratch").exists()
+
+
+def test_a_full_scratch_space_fails_the_point_and_never_the_guest(machine: TrackedMachine):
+    machine.scratch_limit = 2 * CLUSTER
+    machine.start()
+    anchored(machine)
+    point = machine.source.open_point(2, name_of(2), consistency="crash")
+    for cluster in range(4):
+        machine.write(A.id, cluster * CLUSTER, b"x")
+    assert machine.content(A.id)[3 * CLUSTER] == ord("x")
+    with pytest.raises(SourceUnavailable, match="scratch space"):
+        point.read(A.id, Run(10, 1))
+    point.close()
+    machine.source.discard()
+    point = machine.source.open_point(2, name_of(3), consistency="crash")
+    assert dirty(point, A) == {0, 1, 2, 3}
+    assert whole(point, A) == machine.content(A.id)
+
+
+def test_a_reader_that_died_costs_the_guest_no_more_copies(machine: TrackedMachine):
+    machine.start()
+    anchored(machine)
+    machine.source.open_point(2, name_of(2), consistency="crash")
+    machine.abandon_points()
+    assert machine.guest is not None
+    machine.guest._reader_seen = -100.0  # a while ago
+    machine.write(A.id, 0, b"x")
+    assert not (machine.folder / "tracking" / "scratch").exists()
+    machine.source.discard()
+    point = machine.source.open_point(2, name_of(3), consistency="crash")
+    assert dirty(point, A) == {0}
+
+
+def copy_of(machine: TrackedMachine, to: Path) -> Path:
+    shutil.copytree(machine.folder, to)
+    return to
+
+
+def edited_while_stopped(machine: TrackedMachine) -> None:
+    machine.stop()
+    machine.edit_behind_its_back(B.id)
+
+
+def edited_after_a_kill(machine: TrackedMachine) -> None:
+    machine.kill()
+    machine.edit_behind_its_back(B.id)
+
+
+def replaced_by_an_equal_file(machine: TrackedMachine) -> None:
+    machine.stop()
+    path = machine.path(A.id)
+    shutil.copy2(path, path.with_suffix(".copy"))
+    path.with_suffix(".copy").rename(path)
+
+
+def host_crashed(machine: TrackedMachine) -> None:
+    machine.kill()
+    machine.boot = b"another boot id!"
+
+
+def map_deleted(machine: TrackedMachine) -> None:
+    machine.stop()
+    next((machine.folder / "tracking").glob("*.map")).unlink()
+
+
+def map_cut(machine: TrackedMachine) -> None:
+    machine.stop()
+    with next((machine.folder / "tracking").glob("*.map")).open("r+b") as file:
+        file.truncate(4096)
+
+
+@pytest.mark.parametrize(
+    "doubtful",
+    [edited_while_stopped, edited_after_a_kill, replaced_by_an_equal_file, host_crashed, map_deleted, map_cut],
+)
+def test_whatever_is_doubtful_is_lost_before_and_after_the_next_start(
+    machine: TrackedMachine, doubtful: Callable[[TrackedMachine], None]
+):
+    machine.start()
+    anchored(machine)
+    machine.write(A.id, 0, b"x")
+    doubtful(machine)
+    machine.source = machine.new_source()
+    assert machine.source.status()[1] is Tracking.LOST
+    machine.start()
+    assert machine.source.status() == (Anchor(1, name_of(1)), Tracking.LOST)
+    point = machine.source.open_point(2, name_of(2), consistency="crash")
+    assert point.tracking is Tracking.LOST
+    assert dirty(point, B) == set(range(12))
+    point.close()
+    machine.source.ack(2, name_of(2))
+    assert machine.source.status() == (Anchor(2, name_of(2)), Tracking.OK)
+
+
+def test_an_old_state_put_back_is_lost(machine: TrackedMachine, tmp_path_factory: pytest.TempPathFactory):
+    machine.start()
+    anchored(machine)
+    machine.stop()
+    backup = copy_of(machine, tmp_path_factory.mktemp("backup") / "vm")
+    machine.start()
+    machine.write(A.id, 0, b"later")
+    machine.source.open_point(2, name_of(2), consistency="crash").close()
+    machine.source.ack(2, name_of(2))
+    machine.stop()
+    for part in ("tracking", ""):  # the state alone, then everything
+        machine.restore_from(backup, part)
+        machine.source = machine.new_source()
+        assert machine.source.status() == (Anchor(1, name_of(1)), Tracking.LOST)
+
+
+def test_a_clean_stop_is_believed_after_a_restart_of_the_host(machine: TrackedMachine):
+    machine.start()
+    anchored(machine)
+    machine.write(A.id, 3 * CLUSTER, b"x")
+    machine.stop()
+    machine.boot = b"another boot id!"
+    machine.source = machine.new_source()
+    assert machine.source.status() == (Anchor(1, name_of(1)), Tracking.OK)
+    machine.start()
+    point = machine.source.open_point(2, name_of(2), consistency="crash")
+    assert (point.tracking, dirty(point, A)) == (Tracking.OK, {3})
+
+
+def test_a_kill_in_the_middle_of_a_write_keeps_tracking(machine: TrackedMachine):
+    # The bit is set and the write has reached the file, but the guest did not live to note that.
+    machine.start()
+    anchored(machine)
+    assert machine.guest is not None
+    assert machine.guest._map is not None
+    disk_map = machine.guest._map.disks[A.id]
+    disk_map.active.set(2)
+    disk_map.write_begins(machine.guest._clock.now())
+    machine.edit_behind_its_back(A.id)
+    machine.kill()
+    machine.start()
+    point = machine.source.open_point(2, name_of(2), consistency="crash")
+    assert (point.tracking, dirty(point, A)) == (Tracking.OK, {2})
+
+
+def test_an_owner_that_does_not_answer_is_a_reason_to_try_later(
+    machine: TrackedMachine, monkeypatch: pytest.MonkeyPatch
+):
+    machine.source.start()
+    monkeypatch.setattr("hyperv_host_agent.changes.tracked_file._OWNER_SECONDS", 0.1)
+    with locked(machine.folder / "owner.lock") as got:
+        assert got
+        with pytest.raises(SourceUnavailable, match="does not answer"):
+            machine.source.open_point(1, name_of(1), consistency="crash")
+        assert machine.source.status() == (None, Tracking.OK)
+    machine.source.open_point(1, name_of(1), consistency="crash").close()
+
+
+def test_a_missing_disk_is_a_reason_to_try_later(machine: TrackedMachine):
+    machine.source.start()
+    machine.path(A.id).unlink()
+    with pytest.raises(SourceUnavailable, match="No such file"):
+        machine.source.open_point(1, name_of(1), consistency="crash")
+
+
+def test_a_stopped_vm_that_ended_in_an_orderly_way_gives_application_consistent_points(machine: TrackedMachine):
+    machine.source.start()
+    point = machine.source.open_point(1, name_of(1), consistency="application")
+    assert point.consistency == "application"
+    point.close()
+    machine.start()  # a guest that cannot be held still
+    point = machine.source.open_point(1, name_of(1), consistency="application")
+    assert point.consistency == "crash"
