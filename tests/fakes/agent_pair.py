@@ -3,7 +3,7 @@
 import contextlib
 import os
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from hyperv_host_agent.hypervisors.memory import MemoryHypervisor
 from hyperv_host_agent.replication.cycle import DiskGeometry
 from hyperv_host_agent.store.base import ReplicaStore
 from tests.fakes.host_provider import HostProvider, HostView, assignment, eventually, grant, host_agent, host_provider
+from tests.fakes.newest_point import read
 from tests.fakes.pki import TestVault
 from twinsite.api.types.v1 import commands_pb2, types_pb2
 from twinsite.extents import CLUSTER
@@ -37,6 +38,10 @@ def contents(size: int = SIZE) -> dict[str, bytes]:
     return {FIRST: os.urandom(size // 4) + b"text " * (size // 20), SECOND: os.urandom(ODD_SIZE)}
 
 
+async def _never() -> None:
+    raise AssertionError
+
+
 @dataclass
 class Pair:
     provider: HostProvider
@@ -44,7 +49,8 @@ class Pair:
     target: app.Agent
     hypervisor: MemoryHypervisor  # of the source
     there: MemoryHypervisor  # of the target
-    term: int = 1
+    restart_target: Callable[[], Awaitable[None]] = _never
+    restart_source: Callable[[], Awaitable[None]] = _never
 
     def add(self, machine: MachineSpec, data: dict[str, bytes]) -> MemoryChangeSource:
         return self.hypervisor.add(machine, contents=data)
@@ -104,6 +110,11 @@ class Pair:
         found: int = await eventually(f"a point after {beyond}", newest)
         return found
 
+    def failover(self, vm_id: str, *, term: int = 2, cycle: int = 0) -> commands_pb2.Failover:
+        """The order to fail the VM over to the target; the grant names it as the owner."""
+        document = grant(self.provider.vault, self.describe(vm_id), self.target.host_id, self.source.host_id, term=term)
+        return commands_pb2.Failover(vm_id=vm_id, cycle=cycle, grant=document)
+
     async def settled(self, vm_id: str) -> int:
         """Wait for a point that brings everything written until now; its number."""
         known = self.at_target.points.get(vm_id, [])
@@ -114,10 +125,27 @@ class Pair:
 
 @contextlib.asynccontextmanager
 async def pair(folder: Path, *, store: ReplicaStore | None = None, spool_memory: int = 64 << 20) -> AsyncIterator[Pair]:
-    async with host_provider(TestVault()) as provider:
-        here, there = MemoryHypervisor(), MemoryHypervisor()
-        async with (
-            host_agent(provider, folder / "b1", hypervisor=there, store=store) as target,
-            host_agent(provider, folder / "a1", hypervisor=here, spool_memory=spool_memory) as source,
-        ):
-            yield Pair(provider, source, target, here, there)
+    async with host_provider(TestVault()) as provider, contextlib.AsyncExitStack() as stack:
+        here, there = MemoryHypervisor(), MemoryHypervisor(content=read)
+        agents: dict[str, contextlib.AsyncExitStack] = {}
+
+        async def start(name: str, **options: Any) -> app.Agent:
+            agents[name] = await stack.enter_async_context(contextlib.AsyncExitStack())
+            return await agents[name].enter_async_context(host_agent(provider, folder / name, **options))
+
+        target = await start("b1", hypervisor=there, store=store)
+        source = await start("a1", hypervisor=here, spool_memory=spool_memory)
+        two = Pair(provider, source, target, here, there)
+
+        async def restart_target() -> None:
+            await agents["b1"].aclose()
+            two.target = await start("b1", hypervisor=there, store=store, listen=two.target.address)
+
+        async def restart_source() -> None:
+            await agents["a1"].aclose()
+            for machine in here.machines():
+                here.change_source(machine.spec.id).restart()
+            two.source = await start("a1", hypervisor=here, spool_memory=spool_memory)
+
+        two.restart_target, two.restart_source = restart_target, restart_source
+        yield two

@@ -283,7 +283,7 @@ def agent_settings(
 
 
 def grant(
-    vault: TestVault,
+    of: TestVault,
     machine: types_pb2.Machine,
     source: str,
     target: str,
@@ -296,7 +296,7 @@ def grant(
     """What the coordinator would sign; `changes` replace fields of it."""
     fields: dict[str, Any] = {
         "grant_id": new_id("g", 16),
-        "vault": vault.vault,
+        "vault": of.vault,
         "vm_id": machine.id,
         "vm_name": machine.name,
         "disks": tuple((disk.id, disk.size_bytes) for disk in machine.disks),
@@ -306,7 +306,7 @@ def grant(
         "term": term,
         "not_after": int(SystemClock().now() + seconds),
     }
-    return grants.sign(grants.Grant(**fields | changes), signer or vault.signer)
+    return grants.sign(grants.Grant(**fields | changes), signer or of.signer)
 
 
 def assignment(
