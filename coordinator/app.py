@@ -21,14 +21,29 @@ from coordinator.audit.refusals import Refusals
 from coordinator.audit.rpc import audit_mount
 from coordinator.enrollment.rpc import enrollment_mount, keys_mount
 from coordinator.enrollment.service import Enrollment
+from coordinator.inventory.link import Sessions
+from coordinator.inventory.rpc import mounts as inventory_mounts
+from coordinator.inventory.servers import Servers
+from coordinator.inventory.service import Inventory
+from coordinator.inventory.sites import Sites
 from coordinator.jobs import Jobs, lease
 from coordinator.jobs.rpc import jobs_mount
 from coordinator.pki import Authority
+from coordinator.protection import pairs
+from coordinator.protection import steps as protection
+from coordinator.protection.desired import Desired
+from coordinator.protection.reports import Reports
+from coordinator.protection.rpc import mounts as protection_mounts
+from coordinator.protection.service import Protections
+from coordinator.recovery import steps as recovery
+from coordinator.recovery.service import Recoveries
 from coordinator.settings import Settings
+from coordinator.status.rpc import mounts as status_mounts
+from coordinator.status.service import StatusService
 from coordinator.store.engine import Database
 from coordinator.store.migrate import migrate
 from coordinator.vault.rpc import VaultsServicer, vaults_mount
-from coordinator.vault.service import Vaults
+from coordinator.vault.service import Vaults, authority_of
 from twinsite import files
 from twinsite.access import Gate
 from twinsite.clock import Clock
@@ -36,7 +51,7 @@ from twinsite.server import CONTROL, ENROLLMENT, Mount, Running, serve
 from twinsite.tls import server_credentials
 
 log = structlog.get_logger()
-_DRAIN_SECONDS: Final = 5.0
+_DRAIN_SECONDS: Final = 2.0  # providers' streams do not end by themselves, so a stop always takes as long
 _RECONCILE_SECONDS: Final = 60.0
 
 
@@ -58,10 +73,6 @@ async def _opened(settings: Settings) -> AsyncIterator[Database]:
         await database.close()
 
 
-def _authority(settings: Settings, clock: Clock) -> Authority:
-    return Authority.open(settings.state / "pki", clock)
-
-
 async def create_user(settings: Settings, clock: Clock, name: str, role: str, password: str) -> Path:
     """Make an account, and the vault's authority if there is none; the file with its root certificate.
 
@@ -69,24 +80,28 @@ async def create_user(settings: Settings, clock: Clock, name: str, role: str, pa
     """
     async with _opened(settings) as database:
         await migrate(database)
-        authority = _authority(settings, clock)
+        authority = await authority_of(database, settings.state / "pki", clock)
         await _users(database, authority, clock, ForwardClock(clock)).create(name, role, password)
     return settings.state / "roots.pem"
 
 
 async def serve_until(stop: asyncio.Event, settings: Settings, clock: Clock) -> None:
-    """Serve until `stop` is set, then drain. Raises PortInUse, DatabaseInUse, LeaseLost, AuthorityDamaged."""
+    """Serve until `stop` is set, then drain. Raises PortInUse, DatabaseInUse, LeaseLost, AuthorityDamaged,
+    AuthorityOfAnotherVault.
+    """
     async with _opened(settings) as database, lease.held(database, clock) as held:
         await migrate(database)
-        authority = _authority(settings, clock)
+        authority = await authority_of(database, settings.state / "pki", clock)
         services = Services(settings, database, authority, clock)
         await services.forward.load(database)
+        await services.inventory.start()
         await services.jobs.start()
         try:
             async with asyncio.TaskGroup() as group, services.listening() as addresses:
                 duties = [
                     group.create_task(held.watch()),
                     group.create_task(authority.keep_current()),
+                    group.create_task(services.reports.run()),
                     group.create_task(_reconcile(services.jobs, clock)),
                 ]
                 with _ready(settings, addresses, clock):
@@ -113,6 +128,17 @@ class Services:
         self.enrollment = Enrollment(
             database, authority, clock, self.forward, self.members, self.vaults.name, self._enrollment_address
         )
+        self.inventory = Inventory(database, clock)
+        self.servers = Servers(database, clock, self.members, pairs)
+        desired = Desired(authority.vault, authority.signer, clock)
+        protection.Steps(self.jobs, desired).register()
+        recovery.Steps(self.jobs, desired).register()
+        self.pairs = pairs.Pairs(database, clock, self.jobs)
+        self.protections = Protections(database, clock, self.jobs, desired)
+        self.recoveries = Recoveries(database, clock, self.jobs)
+        self.reports = Reports(database, clock, desired)
+        self.sessions = Sessions(self.inventory, self.reports, self.jobs, clock, self.vaults.name)
+        self.status = StatusService(clock, self.servers, self.protections, self.jobs, self.vaults.name)
         self._database, self._clock = database, clock
 
     @contextlib.asynccontextmanager
@@ -166,6 +192,9 @@ class Services:
                 )
             ),
             keys_mount(self.enrollment),
+            *inventory_mounts(self.sessions, self.servers, Sites(self._database, pairs)),
+            *protection_mounts(self.pairs, self.protections, self.recoveries),
+            *status_mounts(self.status),
             jobs_mount(self.jobs),
             audit_mount(self._database),
         ]

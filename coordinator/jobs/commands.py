@@ -21,6 +21,9 @@ POLL_SECONDS = 5.0  # another replica may have stored the command
 _PROGRESS_SECONDS = 1.0  # guard rail 7: progress is a row of ours, and not more often than a person can read
 
 
+_MOST = 1000  # tasks whose last report is remembered; forgetting one costs a write
+
+
 class Commands:
     def __init__(self, database: Database, clock: Clock, wakes: Wakes) -> None:
         self._database, self._clock, self._wakes = database, clock, wakes
@@ -59,6 +62,8 @@ class Commands:
         now = self._clock.monotonic()
         if now - self._progressed.get(task_id, float("-inf")) < _PROGRESS_SECONDS:
             return
+        if len(self._progressed) >= _MOST:
+            self._progressed.clear()
         self._progressed[task_id] = now
         async with self._database.write() as connection:
             row = await store.find_task(connection, task_id)

@@ -1,5 +1,6 @@
 """Exactly one live executor on a database (guard rail 2): a file lock on SQLite, an advisory lock on PostgreSQL."""
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -18,7 +19,8 @@ from twinsite.errors import Precondition, Unreachable
 log = structlog.get_logger()
 _KEY: Final = 7001  # of this database; 7002 is the audit chain's
 _CHECK_SECONDS: Final = 1.0
-_GRACE_SECONDS: Final = 3.0  # lets a leader that lost its connection notice it: it looks every second
+_ANSWER_SECONDS: Final = 2.0
+_GRACE_SECONDS: Final = 4.0  # lets a leader that lost its connection notice it: it looks every second
 # The server notices a dead host in about 25 s instead of two hours.
 _KEEPALIVE: Final = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 
@@ -52,8 +54,9 @@ class Lease:
             if self._connection is None:  # a file lock goes with the process only
                 continue
             try:
-                await self._connection.execute("select 1")
-            except psycopg.Error as error:
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    await self._connection.execute("select 1")
+            except (psycopg.Error, TimeoutError) as error:
                 raise LeaseLost from error
 
 

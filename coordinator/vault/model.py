@@ -5,6 +5,7 @@ from typing import Final
 
 from twinsite.errors import Conflict, InvalidInput, Precondition
 
+UNNAMED: Final = "unnamed"  # the coordinator has an authority, and nobody has created the vault yet
 CREATING: Final = "creating"
 ACTIVE: Final = "active"
 LONGEST_REGION: Final = 63
@@ -33,6 +34,15 @@ class NoVault(Precondition):
     public = "this coordinator has no vault yet"
     still_works = "nothing was changed"
     next_step = "twinsite vault create NAME"
+
+
+class AuthorityOfAnotherVault(Precondition):
+    public = "the database belongs to vault {error.database}, the authority in {error.directory} to {error.authority}"
+    still_works = "nothing was started or changed; registered machines go on replicating"
+    next_step = "use the state folder and the database that belong together; restore {error.directory} from its backup"
+
+    def __init__(self, database: str, directory: str, authority: str) -> None:
+        self.database, self.directory, self.authority = database, directory, authority or "none yet"
 
 
 class RegionTooLong(InvalidInput):

@@ -1,15 +1,43 @@
 """Use cases of the vault."""
 
+from pathlib import Path
+
+from sqlalchemy.exc import IntegrityError
+
 from coordinator.inventory.mutation import Mutation
 from coordinator.jobs import Jobs, TaskContext, TaskPlan
+from coordinator.pki import Authority
 from coordinator.store.engine import Database
 from coordinator.vault import store
-from coordinator.vault.model import LONGEST_REGION, NoVault, RegionTooLong, Vault, VaultExists
+from coordinator.vault.model import LONGEST_REGION, AuthorityOfAnotherVault, NoVault, RegionTooLong, Vault, VaultExists
 from twinsite import names
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.clock import Clock
 
 _ACTIVATE = "vault.activate"
+
+
+async def authority_of(database: Database, directory: Path, clock: Clock) -> Authority:
+    """The authority in `directory`, made for a new database only: with another one every member would be a stranger.
+
+    Raises AuthorityOfAnotherVault, AuthorityDamaged.
+    """
+    async with database.read() as connection:
+        known = await store.identity(connection)
+    if known is not None and not directory.exists():
+        raise AuthorityOfAnotherVault(known, str(directory), "")
+    authority = Authority.open(directory, clock)
+    try:
+        async with database.write() as connection:
+            known = await store.identity(connection)
+            if known is None:
+                await store.claim(connection, authority.vault)
+    except IntegrityError:  # another program was first
+        async with database.read() as connection:
+            known = await store.identity(connection)
+    if known is not None and known != authority.vault:
+        raise AuthorityOfAnotherVault(known, str(directory), authority.vault)
+    return authority
 
 
 class Vaults:
@@ -29,10 +57,9 @@ class Vaults:
             answered = await mutation.repeated(connection, admin_pb2.JobRef, now=now)
             if answered is not None:
                 return answered
-            held = await store.get(connection)
-            if held is not None:
-                raise VaultExists(held.name)
-            await store.add(connection, self._vault_id, name, region, now=now)
+            if not await store.create(connection, name, region, now=now):
+                held = await store.get(connection)
+                raise VaultExists(held.name if held else name)
             job_id = await self._jobs.submit(
                 connection,
                 kind="vault.create",

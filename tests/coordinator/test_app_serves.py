@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from coordinator.settings import Settings
+from twinsite import channel, tls
 from twinsite import settings as loading
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.cli import session
 from twinsite.cli.home import Home
+from twinsite.credentials import Credentials
 from twinsite.errors import Conflict, TwinsiteError, Unauthenticated, Unreachable
+from twinsite.identity import coordinator
 
 PASSWORD = "correct horse battery"
 
@@ -117,6 +121,8 @@ async def _vault_and_key(program: Program, enrollment: str) -> None:
         assert vault.root_spki_sha256 in json.dumps(file)
         log = await api.audit.List(admin_pb2.ListAuditRequest())
         assert log.chain_intact
+        assert await api.status.Show(admin_pb2.Empty())
+        assert (await api.machines.List(admin_pb2.Empty())).machines == []
         assert {"user.create", "user.login", "vault.create", "key.create"} <= {each.action for each in log.records}
         assert [each.id for each in (await api.jobs.List(admin_pb2.ListJobsRequest())).jobs] == [job]
         assert (await api.sessions.WhoAmI(admin_pb2.Empty())).vault_name == "main"
@@ -181,13 +187,19 @@ async def test_a_session_ends_with_logout(program: Program) -> None:
                 await api.sessions.WhoAmI(admin_pb2.Empty())
 
 
-async def test_an_open_watch_does_not_hold_up_stopping(program: Program) -> None:
+async def test_an_open_stream_does_not_hold_up_stopping(program: Program) -> None:
     await asyncio.to_thread(program.create_admin)
     with program.serving() as ready:
-        async with program.logged_in(ready["addresses"]["enrollment"]) as api:
-            await api.vaults.Create(admin_pb2.CreateVaultRequest(name="main"))
-        begun = time.monotonic()
-    assert time.monotonic() - begun < 10
+        async with program.logged_in(ready["addresses"]["enrollment"]):
+            credentials = Credentials.load(program.folder / "home-ana" / "identity")
+        peer = coordinator(credentials.identity.vault).dns
+        async with channel.dial(ready["addresses"]["link"], tls.channel_credentials(credentials), peer=peer) as dialled:
+            watch = health_pb2_grpc.HealthStub(dialled).Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            begun = time.monotonic()
+            program.process.terminate()
+            assert await asyncio.to_thread(program.process.wait, 20) == 0
+            assert time.monotonic() - begun < 8
 
 
 def test_a_port_in_use_is_named_and_nothing_is_left_behind(program: Program) -> None:

@@ -283,12 +283,13 @@ def upgrade() -> None:
     )
     op.create_table(
         "ts_vault",
+        sa.Column("only", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("region", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("created", sa.Double(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_ts_vault")),
+        sa.PrimaryKeyConstraint("only", name=op.f("pk_ts_vault")),
     )
     op.create_table(
         "ts_vm_term",

@@ -1,0 +1,1 @@
+"""Alembic revisions of our tables, and the metadata they are compared with."""
