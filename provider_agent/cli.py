@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from provider_agent.settings import PROGRAM, Settings
-from twinsite import __version__, status, units
+from twinsite import __version__, units
 from twinsite import settings as loading
 from twinsite.cli import output
 from twinsite.clock import SystemClock
@@ -182,6 +182,8 @@ def run(arguments: list[str]) -> int:
         wrong.show()
         return wrong.exit_code
     except (TwinsiteError, BaseExceptionGroup) as error:
+        from twinsite import status
+
         problem = _typed(error)
         code = status.exit_code(problem)
         output.error(problem, code, as_json=False)

@@ -14,7 +14,7 @@ from twinsite.api.provider.v1 import host_link_pb2_grpc as rpc
 from twinsite.api.types.v1 import commands_pb2, types_pb2
 from twinsite.channel import Channel, dial
 from twinsite.credentials import Credentials
-from twinsite.errors import TwinsiteError
+from twinsite.errors import TwinsiteError, Unreachable
 from twinsite.identity import Identity
 from twinsite.tls import channel_credentials, channel_credentials_roots
 
@@ -83,6 +83,17 @@ class FakeHost:
                 reader.cancel()
                 call.cancel()
 
+    async def stay_connected(self) -> None:
+        """Session after session; ends when it is cancelled."""
+        while True:
+            try:
+                async with self.connected():
+                    while self.ended is None:
+                        await asyncio.sleep(0.01)
+            except* TwinsiteError:
+                pass
+            await asyncio.sleep(0.05)
+
     async def say(self, message: pb.FromHost) -> None:
         await self._call.write(message)
 
@@ -103,6 +114,7 @@ class FakeHost:
                     case "cancel" if message.cancel.id not in self.results:
                         error = types_pb2.ErrorDetail(code="CANCELLED", message="rolled back")
                         await self.finish(commands_pb2.CommandResult(id=message.cancel.id, ok=False, error=error))
+            self.ended = Unreachable()
         except TwinsiteError as error:
             self.ended = error
 

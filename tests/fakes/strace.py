@@ -26,7 +26,10 @@ def require_strace() -> str:
 def run(
     script: Path, arguments: Sequence[str], *, inject: str, paths: Sequence[Path]
 ) -> subprocess.CompletedProcess[str]:
-    """Run `script` under strace with one injection such as ``fsync:signal=SIGKILL:when=3``."""
+    """Run `script` under strace with one injection such as ``fsync:signal=SIGKILL:when=3``.
+
+    `paths` says whose calls count; of a rename strace looks at the old name only. Without paths all calls do.
+    """
     call = inject.split(":", 1)[0]
     watched = [part for path in paths for part in ("-P", str(path))]
     command = [
@@ -42,7 +45,12 @@ def run(
         f"inject={inject}",
     ]
     return subprocess.run(
-        [*command, sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=60, check=False
+        [*command, sys.executable, str(script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},  # the interpreter's own renames are not meant
     )
 
 

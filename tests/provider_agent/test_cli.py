@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -122,6 +124,13 @@ def test_the_shipped_settings_show_every_option_at_its_default(tmp_path: Path):
     assert settings.load(Settings, path, program=PROGRAM, environment={}) == Settings()
     shown = set(re.findall(r"(?m)^# (\w+) = ", shipped))
     assert shown == {field.name for field in fields(Settings)}
+
+
+def test_help_does_not_wait_for_what_it_does_not_need():
+    listing = "import sys, provider_agent.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True).stdout.split()
+    assert "click" in loaded
+    assert not {"grpc", "google.protobuf", "cryptography"} & set(loaded)
 
 
 async def test_a_port_in_use_stops_the_start_with_its_address(lab: Lab, coordinator: FakeCoordinator):

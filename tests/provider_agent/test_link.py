@@ -271,6 +271,23 @@ async def test_a_lost_renewal_reply_does_not_lock_the_identity(lab: Lab, coordin
         assert server.generation == 2
 
 
+async def test_a_renewal_key_whose_certificate_is_in_use_is_not_used_again(
+    lab: Lab, coordinator: FakeCoordinator, until: Until
+):
+    """What a kill leaves between storing the new certificate and forgetting its key."""
+    coordinator.certificate_seconds = 3600
+    old = await lab.register()
+    (identity_folder(lab.settings.state) / "renewal-key.pem").write_bytes(old.key_pem)
+    clock = MovedClock(time.time())
+    async with lab.serving(clock):
+        await until(lambda: coordinator.links and coordinator.links[0].kind("inventory"))
+        clock.advance(3600 * 0.56)
+        await until(lambda: len(coordinator.links) == 2, moving=clock, by=0.5)
+    new = Credentials.load(identity_folder(lab.settings.state))
+    assert keys.spki_sha256(new.key) != keys.spki_sha256(old.key)
+    assert new.meta["generation"] == "2"
+
+
 @contextlib.asynccontextmanager
 async def connect_proxy() -> AsyncIterator[tuple[str, list[str]]]:
     """A proxy that knows CONNECT, with the targets it was asked for."""

@@ -1,7 +1,10 @@
 """A provider that is killed loses nothing it has acknowledged, and needs nobody to go on."""
 
+import asyncio
 import json
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +13,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from provider_agent.app import identity_folder
+from tests.fakes import strace
 from tests.fakes.coordinator import FakeCoordinator
 from tests.fakes.host import FakeHost
 from tests.provider_agent.conftest import Lab, Until
 from twinsite.api.types.v1 import commands_pb2, types_pb2
+from twinsite.credentials import Credentials
 
 
 class Process:
@@ -101,6 +107,57 @@ async def test_a_command_survives_a_kill_between_receipt_and_result_and_is_execu
             await until(lambda: {waiting.id, running.id} <= set(coordinator.results))
     assert all(count == 1 for count in host.executed.values())
     assert set(host.executed) == {waiting.id, running.id, done.id}
+
+
+async def test_every_command_is_executed_once_whenever_the_provider_is_killed(
+    lab: Lab, coordinator: FakeCoordinator, start: Callable, until: Until
+):
+    moments = random.Random(7)
+    host = lab.invite("hv1")
+    async with start():
+        await host.join()
+    async with asyncio.TaskGroup() as group:
+        session = group.create_task(host.stay_connected())
+        for round_ in range(6):
+            async with start() as provider:
+                for number in range(20):
+                    coordinator.order(order_for(host, round_ * 20 + number))
+                await asyncio.sleep(moments.uniform(0.0, 0.3))
+                provider.kill()
+        async with start():
+            await until(lambda: len(coordinator.results) == 120)
+        session.cancel()
+    assert all(result.ok for result in coordinator.results.values())
+    assert set(host.executed.values()) == {1}
+    assert len(host.executed) == 120
+
+
+@pytest.mark.parametrize("call", ["link", "rename", "unlink"])
+async def test_registration_killed_at_any_step_is_finished_by_repeating_it(
+    lab: Lab, coordinator: FakeCoordinator, call: str
+):
+    identity = identity_folder(lab.settings.state)
+    key_file = coordinator.key_file(lab.folder / "vault.key")
+    arguments = ["--config", str(lab.config), "register", "--key-file", str(key_file), "--name", "site-a"]
+    script = lab.folder / "register.py"
+    script.write_text("import sys; from provider_agent.cli import main; main()")
+    names = ("registration-key.pem", "identity.pem", "roots.pem")
+    for number in range(1, 10):
+        inject = f"{call}:signal=SIGKILL:when={number}"
+        paths = [identity / name for name in names] if call != "rename" else []
+        done = await asyncio.to_thread(strace.run, script, arguments, inject=inject, paths=paths)
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        repeated = await asyncio.to_thread(lab.command, *arguments[2:])
+        # Killed after the identity was stored, it is registered, and says so.
+        assert repeated in (0, 6)
+        assert Credentials.load(identity).identity.id in coordinator.servers
+        assert len(coordinator.servers) == 1
+        coordinator.servers.clear()
+        coordinator.keys = {id_: (secret, set()) for id_, (secret, _) in coordinator.keys.items()}
+        shutil.rmtree(lab.settings.state)
+    assert number > 1
 
 
 async def test_assignments_survive_a_kill_and_reach_a_host_while_the_coordinator_is_away(
