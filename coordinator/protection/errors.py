@@ -167,7 +167,7 @@ class NoDisks(Precondition):
         self.vm = vm
 
 
-class NotATargetHost(Precondition):
+class HostNotInTarget(Precondition):
     public = "host {error.host} is not in target cloud {error.cloud}"
     still_works = "nothing was changed"
     next_step = "leave out --target-host, or name one of: {error.hosts}"

@@ -81,17 +81,21 @@ def judge(evidence: Evidence, now: float) -> Health:
     if not evidence.target.fresh(now):
         return Health(state, UNKNOWN, evidence.target.silence(now))
     late = _late(evidence, now)
-    reason = _blocked(evidence, now)
-    if reason:
-        patient = late != CRITICAL and evidence.newest_instant
-        return Health("blocked", WARNING if patient and late != WARNING else CRITICAL, reason)
+    fenced = _said(evidence, now, types_pb2.REPLICATION_STATE_FENCED)
+    if fenced is not None:
+        return Health("blocked", CRITICAL, f"{fenced.host} was told that another host owns this VM")
+    blocked = _said(evidence, now, types_pb2.REPLICATION_STATE_BLOCKED)
+    if blocked is not None:
+        # It goes on by itself; while no point is overdue that is no emergency.
+        patient = late == NORMAL and evidence.newest_instant
+        return Health("blocked", WARNING if patient else CRITICAL, _why(blocked))
     if evidence.phase is Phase.INITIAL:
         return Health(state, WARNING, _initial(evidence))
     silent = evidence.source.silence(now)
     if late != NORMAL:
-        age = duration(rpo_age(evidence.newest_instant, now) or 0.0)
-        every = duration(evidence.frequency_seconds)
-        reason = f"the newest point is {age} old, one is due every {every}"
+        age = rpo_age(evidence.newest_instant, now)
+        old = f"the newest point is {duration(age)} old" if age is not None else "there is no recovery point"
+        reason = f"{old}, one is due every {duration(evidence.frequency_seconds)}"
         return Health(state, late, f"{reason}; {silent}" if silent else reason)
     if silent:
         return Health(state, WARNING, silent)
@@ -128,17 +132,18 @@ def _state(evidence: Evidence, now: float) -> str:
     return "replicating"
 
 
-def _blocked(evidence: Evidence, now: float) -> str:
+def _said(evidence: Evidence, now: float, state: "types_pb2.ReplicationState.ValueType") -> Side | None:
+    """The side that reports this state now."""
     for side in (evidence.target, evidence.source):
-        if not side.fresh(now) or side.status is None:
-            continue
-        if side.status.state == types_pb2.REPLICATION_STATE_BLOCKED:
-            reason = side.status.reason
-            why = " ".join(part for part in (reason.message, reason.cause and f"({reason.cause})") if part)
-            return f"{side.host}: {why or 'replication cannot go on'}"
-        if side.status.state == types_pb2.REPLICATION_STATE_FENCED:
-            return f"{side.host} was told that another host owns this VM"
-    return ""
+        if side.fresh(now) and side.status is not None and side.status.state == state:
+            return side
+    return None
+
+
+def _why(side: Side) -> str:
+    reason = side.status.reason if side.status is not None else types_pb2.ErrorDetail()
+    why = " ".join(part for part in (reason.message, reason.cause and f"({reason.cause})") if part)
+    return f"{side.host}: {why or 'replication cannot go on'}"
 
 
 def _initial(evidence: Evidence) -> str:

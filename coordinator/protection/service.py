@@ -19,12 +19,12 @@ from coordinator.protection.errors import (
     ChooseOne,
     FailoverRunning,
     Fenced,
+    HostNotInTarget,
     LeftoverPending,
     MachineIsMissing,
     NoDisks,
     NotAnOriginal,
     NoTargetHost,
-    NotATargetHost,
     NotInSourceCloud,
     NotProtected,
     NotReplicating,
@@ -237,7 +237,7 @@ async def _target(connection: AsyncConnection, vm: VmView, pair: Pair, name: str
     if name:
         named = resolve("host", name, (await inventory.hosts(connection)).values(), qualifier="server")
         if named.id not in {host.id for host in candidates}:
-            raise NotATargetHost(named.name, cloud.name, [host.name for host in candidates])
+            raise HostNotInTarget(named.name, cloud.name, [host.name for host in candidates])
         return named
     ready = [host for host in candidates if host.connected and host.host.replication_address]
     if not ready:

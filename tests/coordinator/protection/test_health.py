@@ -1,0 +1,114 @@
+"""When a protected VM is normal, and when it is not."""
+
+import dataclasses
+
+import pytest
+
+from coordinator.protection.health import Evidence, Side, judge, rpo_age
+from coordinator.protection.model import Phase
+from twinsite.api.types.v1 import types_pb2
+
+NOW = 1_800_000_000.0
+
+
+def side(host: str, state: str = "REPLICATING", *, heard: float = 1.0, connected: bool = True, **fields) -> Side:
+    status = types_pb2.ReplicationStatus(
+        state=types_pb2.ReplicationState.Value(f"REPLICATION_STATE_{state}"), last_cycle_seconds=1.0
+    )
+    for name, value in fields.items():
+        setattr(status, name, value)
+    return Side(host=host, connected=connected, received=NOW - heard, status=status)
+
+
+def silent(host: str) -> Side:
+    return Side(host=host, connected=True)
+
+
+GOOD = Evidence(
+    phase=Phase.PROTECTED,
+    paused=False,
+    frequency_seconds=30,
+    source=side("a1"),
+    target=side("b1"),
+    newest_instant=NOW - 20,
+)
+
+
+def blocked(host: str) -> Side:
+    made = side(host, "BLOCKED")
+    assert made.status is not None
+    made.status.reason.message = "the store is full"
+    return made
+
+
+@pytest.mark.parametrize(
+    ("change", "state", "health", "reason"),
+    [
+        ({}, "replicating", "normal", ""),
+        ({"newest_instant": NOW - 71}, "replicating", "normal", ""),
+        ({"newest_instant": NOW - 72}, "replicating", "warning", "1m12s old"),
+        ({"newest_instant": NOW - 131}, "replicating", "warning", "2m11s old"),
+        ({"newest_instant": NOW - 132}, "replicating", "critical", "one is due every 30s"),
+        ({"newest_instant": 0.0}, "replicating", "critical", "there is no recovery point"),
+        ({"target": silent("b1")}, "replicating", "unknown", "b1 has not reported yet"),
+        ({"target": side("b1", heard=61)}, "replicating", "unknown", "b1 has not reported for 1m01s"),
+        ({"target": side("b1", heard=61), "newest_instant": NOW - 9999}, "replicating", "unknown", "b1"),
+        ({"target": side("b1", heard=59)}, "replicating", "normal", ""),
+        ({"source": side("a1", heard=61)}, "replicating", "warning", "a1 has not reported for 1m01s"),
+        ({"source": side("a1", connected=False)}, "replicating", "warning", "a1 is not connected"),
+        (
+            {"source": side("a1", connected=False, heard=200), "newest_instant": NOW - 200},
+            "replicating",
+            "critical",
+            "a1 is not connected",
+        ),
+        ({"paused": True}, "paused", "paused", "grows"),
+        ({"paused": True, "target": silent("b1")}, "paused", "paused", "grows"),
+        ({"target": blocked("b1")}, "blocked", "warning", "b1: the store is full"),
+        ({"target": blocked("b1"), "newest_instant": NOW - 100}, "blocked", "critical", "the store is full"),
+        ({"source": blocked("a1")}, "blocked", "warning", "a1: the store is full"),
+        ({"source": side("a1", "FENCED")}, "blocked", "critical", "another host owns"),
+        ({"source": side("a1", "RESYNCHRONIZING")}, "resynchronizing", "warning", "differs"),
+        ({"source": side("a1", last_cycle_seconds=400.0)}, "replicating", "warning", "a cycle takes 6m40s"),
+        ({"phase": Phase.PREPARING}, "preparing", "warning", "being prepared"),
+        (
+            {"phase": Phase.INITIAL, "newest_instant": 0.0, "source": silent("a1"), "target": side("b1", "INITIAL")},
+            "initial",
+            "warning",
+            "not begun",
+        ),
+        (
+            {
+                "phase": Phase.INITIAL,
+                "newest_instant": 0.0,
+                "source": side("a1", "INITIAL", initial_done_bytes=42, initial_total_bytes=100),
+            },
+            "initial",
+            "warning",
+            "42 %",
+        ),
+        ({"phase": Phase.FAILING_OVER}, "failed_over", "critical", "fail over again"),
+        ({"phase": Phase.FAILED_OVER}, "failed_over", "warning", "runs on b1"),
+        ({"phase": Phase.FAILED_OVER, "target": silent("b1")}, "failed_over", "unknown", "b1"),
+        ({"phase": Phase.UNPROTECTING}, "unprotecting", "unknown", "removed"),
+    ],
+)
+def test_health_follows_from_what_was_reported_and_when(change, state, health, reason):
+    judged = judge(dataclasses.replace(GOOD, **change), NOW)
+    assert (judged.state, judged.health) == (state, health)
+    assert reason in judged.reason
+    assert (judged.reason == "") == (health == "normal")
+
+
+def test_a_vm_is_never_normal_without_fresh_reports_of_both_sides():
+    for phase in Phase:
+        for change in ({"target": side("b1", heard=3600)}, {"source": side("a1", heard=3600)}, {"source": silent("a")}):
+            judged = judge(dataclasses.replace(GOOD, phase=phase, **change), NOW)
+            assert judged.health != "normal", (phase, change)
+
+
+def test_the_rpo_age_grows_when_nobody_reports_and_is_never_negative():
+    assert rpo_age(0.0, NOW) is None
+    assert rpo_age(NOW - 5, NOW) == 5
+    assert rpo_age(NOW - 5, NOW + 86400) == 86405
+    assert rpo_age(NOW + 60, NOW) == 0
