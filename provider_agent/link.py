@@ -112,6 +112,7 @@ class Link:
         async with self._membership.channel() as channel:
             if self._membership.token_due:
                 await self._membership.fetch_token(channel)
+            self._channel = channel
             async with asyncio.TaskGroup() as group:
                 call = cast("Call", rpc.LinkStub(channel).Connect())
                 hello = pb.Hello(agent_version=__version__, assignment_versions=self._assignments.versions())
@@ -120,7 +121,6 @@ class Link:
                 async for message in call:
                     if message.WhichOneof("message") == "welcome":
                         self._welcomed(message.welcome)
-                        self._channel = channel
                         group.create_task(self._write(call))
                         group.create_task(self._write_paced(call))
                         group.create_task(self._membership.keep_token(channel))

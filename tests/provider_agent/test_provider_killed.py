@@ -180,9 +180,9 @@ async def test_assignments_survive_a_kill_and_reach_a_host_while_the_coordinator
         assert not host.kind("welcome")[0].assignments_current
 
 
-async def test_serve_ends_orderly_and_takes_its_run_files_away(lab: Lab, start: Callable):
+async def test_serve_ends_orderly_and_takes_its_run_files_away(lab: Lab, start: Callable, until: Until):
     async with start() as provider:
-        assert lab.command("status") == 0
+        await until(lambda: lab.command("status") == 0)
         pid = json.loads((lab.settings.state / "run" / "ready.json").read_text())["pid"]
         os.kill(pid, 0)
     assert provider.stop() == 0
