@@ -10,7 +10,8 @@ from typing import Final
 from twinsite.units import MiB
 
 # Where real files come from, in this order, until there are enough; a Debian always has the first two.
-SOURCES: Final = (Path("/usr/share"), Path("/usr/lib"), Path("/usr/bin"))
+SOURCES: Final = (Path("/usr/lib"), Path("/usr/bin"), Path("/usr/share"))
+SMALLEST: Final = 16 * 1024  # bytes of a file that is taken: tens of thousands of tiny ones would take minutes
 MKFS_PATHS: Final = ("/usr/sbin", "/sbin", "/usr/bin")
 
 
@@ -33,7 +34,7 @@ def ext4_of_real_files(path: Path, *, size: int, content: int, staging: Path) ->
                 if file.is_symlink() or not file.is_file() or not os.access(file, os.R_OK):
                     continue
                 length = file.stat().st_size
-                if copied + length > content:
+                if length < SMALLEST or copied + length > content:
                     continue
                 place = staging / f"{number // 500:03d}"
                 place.mkdir(exist_ok=True)

@@ -77,7 +77,7 @@ class Lab:
     ports: dict[str, int] = field(default_factory=dict)
     programs: dict[str, Program] = field(default_factory=dict)
 
-    def lay_out(self, *, host_settings: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    def lay_out(self, *, host_settings: Mapping[str, Mapping[str, object]] | None = None) -> None:
         """Write settings files; `host_settings` adds lines to a site's host agent, by site."""
         names = (
             "enrollment",

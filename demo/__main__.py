@@ -1,0 +1,42 @@
+"""`python -m demo [--image PATH] [--keep]`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from demo.disk import NoDisk
+from demo.lab import CommandFailed, Lab
+from demo.process import ProgramFailed
+from demo.report import Mismatch, Report
+from demo.walk import Walk
+
+
+@click.command()
+@click.option("--image", type=click.Path(path_type=Path), help="Raw or qcow2 image to use as the first disk.")
+@click.option("--keep", is_flag=True, help="Leave the system running and say how to explore it.")
+@click.option("--root", type=click.Path(path_type=Path), default=Path(".demo"), show_default=True)
+def main(image: Path | None, keep: bool, root: Path) -> None:
+    """From nothing to a failed-over VM on this machine, every claim checked."""
+    report = Report()
+    walk = Walk(Lab(root.absolute()), report, image)
+    try:
+        walk.run()
+    except (Mismatch, ProgramFailed, CommandFailed, NoDisk) as error:
+        print(report.table())
+        print(f"\n✕ {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"  logs: {walk.lab.root}/*.log", file=sys.stderr)
+        walk.end()
+        sys.exit(1)
+    except KeyboardInterrupt:
+        walk.end()
+        sys.exit(130)
+    print("\n" + report.table() + "\n")
+    if keep:
+        print(walk.explore())
+    else:
+        walk.end()
+    print(report.line())
+
+
+main()

@@ -1,0 +1,243 @@
+"""The source document's steps, from a new vault to a VM that runs at the other site; each checked as it happens."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from demo import disk
+from demo.guest import Guest
+from demo.lab import SITES, Lab, until
+from demo.process import kill_pid
+from demo.report import Mismatch, Report
+from hyperv_host_agent.store.formats.qcow2 import ChainReader
+from hyperv_host_agent.store.manifests import Manifest, point_path
+from twinsite.units import MiB
+
+VM: Final = "web01"
+FREQUENCY: Final = "5s"
+FILES_BYTES: Final = 360 * MiB  # of this machine's own files on the first disk
+DISK_BYTES: Final = 512 * MiB
+SECOND_BYTES: Final = 64 * MiB
+CYCLES: Final = 3
+
+
+class Walk:
+    def __init__(self, lab: Lab, report: Report, image: Path | None) -> None:
+        self.lab, self.report, self.image = lab, report, image
+        self.report.traffic = self._traffic
+        self.protected = False
+
+    def run(self) -> None:
+        """All steps. Raises Mismatch, ProgramFailed, CommandFailed, NoDisk."""
+        self._prepare()
+        self._control_plane()
+        self._protect()
+        self._test_failover()
+        self._failover()
+        self.report.facts["verified"] = True
+
+    def end(self) -> None:
+        for site in SITES:
+            Guest.kill_all(self.lab.vms(site))
+        self.lab.kill()
+
+    def explore(self) -> str:
+        lab = self.lab
+        lines = [
+            f"The coordinator and site B are running (state and logs in {lab.root}). Explore:",
+            f"  export TWINSITE_HOME={lab.root}/login PATH={Path('.venv/bin').absolute()}:$PATH",
+            "  twinsite status",
+            "  twinsite vm show web01",
+            "  twinsite point list web01",
+            "  twinsite job list",
+            "  twinsite audit list",
+            f"  less {self.replica.folder}/guest.log        (the guest's own log at site B)",
+            f"End it: kill {' '.join(str(pid) for pid in self._pids())}",
+        ]
+        return "\n".join(lines)
+
+    def _pids(self) -> list[int | None]:
+        return [*(program.pid for program in self.lab.programs.values() if program.running), self.replica.pid()]
+
+    # ---- steps ---------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        lab = self.lab
+        with self.report.step("prepare two sites") as step:
+            running = [guest.pid() for site in SITES for guest in Guest.all(lab.vms(site)) if guest.pid() is not None]
+            if running:
+                raise Mismatch(f"a demonstration still runs in {lab.root} (process {running[0]}); end it first")
+            shutil.rmtree(lab.root, ignore_errors=True)
+            lab.lay_out()
+            first = lab.root / "first.img"
+            if self.image:
+                disk.from_image(self.image, first)
+                step.verified = f"first disk is {self.image}"
+            else:
+                size = disk.ext4_of_real_files(
+                    first, size=DISK_BYTES, content=FILES_BYTES, staging=lab.root / "staging"
+                )
+                step.verified = f"ext4 with {size // MiB} MiB of real files"
+            self.guest = Guest.create(lab.vms("a"), VM, first=first, second=SECOND_BYTES)
+
+    def _control_plane(self) -> None:
+        lab = self.lab
+        with self.report.step("start the coordinator, log in") as step:
+            lab.start_coordinator()
+            step.verified = "mutual TLS, token bound to the key"
+        with self.report.step("create the vault") as step:
+            lab.cli("vault", "create", "demo", "--region", "laboratory")
+            vault = lab.json("vault", "show")
+            self._same("the vault's state", vault["state"], "active")
+            step.verified = vault["id"]
+        with self.report.step("create a registration key file") as step:
+            key = lab.create_key(ttl="5d")
+            step.verified = "valid 5 days, two uses"
+        with self.report.step("register both servers") as step:
+            for site in SITES:
+                lab.register(site, key)
+            self._same("uses of the key", lab.json("key", "list")["items"][0]["used"], 2)
+            step.verified = "one file, two identities"
+        with self.report.step("sync metadata, hosts join") as step:
+            for site in SITES:
+                lab.start_site(site)
+            until("both sites to be connected", lambda: lab.sites_connected() or None)
+            until("the VM to be seen", lambda: any(v["name"] == VM for v in lab.json("vm", "list")["items"]) or None)
+            step.verified = "2 clouds, 2 hosts, 1 VM"
+        with self.report.step("pair cloud gold-a with gold-b") as step:
+            lab.cli("pair", "create", "gold-a", "gold-b", "--frequency", FREQUENCY)
+            step.verified = f"every {FREQUENCY}, compressed"
+
+    def _protect(self) -> None:
+        lab = self.lab
+        with self.report.step("protect web01, initial replication") as step:
+            self.guest.start()
+            self.protected = True
+            lab.cli("vm", "protect", VM, "--pair", "gold-a:gold-b", "-y")
+            point = lab.points()[0]
+            step.verified = f"recovery point {point['cycle']}"
+        with self.report.step(f"{CYCLES} cycles while the guest writes") as step:
+            first = lab.points()[0]["cycle"]
+            newest = until(
+                f"{CYCLES} more points", lambda: next((p for p in lab.points() if p["cycle"] >= first + CYCLES), None)
+            )
+            step.verified = f"newest point {newest['cycle']}"
+
+    def _test_failover(self) -> None:
+        lab = self.lab
+        with self.report.step("test failover while the guest is frozen") as step, self.guest.frozen():
+            # Whatever point is the newest now or at any time until the thaw, it holds these disks.
+            frozen = time.time()
+            newest = self.guest.newest_record()
+            copies = {name: disk.sha256(path) for name, path in self.guest.disks().items()}
+            until("a cycle of the frozen disks", lambda: self._point_after(frozen), timeout=90)
+            result = lab.json("vm", "test", VM)["job"]["result"]
+            step.verified = f"from point {result['cycle']}"
+        with self.report.step("compare the test copy with the source") as step:
+            cycle = int(result["cycle"])
+            for name, expected in copies.items():
+                self._same(f"disk {name} of the replica at point {cycle}", self._replica(cycle, name), expected)
+            test = next(g for g in Guest.all(lab.vms("b")) if g.description()["purpose"] == "test")
+            boot = until("the test copy to boot", test.boot)
+            self._same("problems the test copy found on its disks", boot["problems"], [])
+            self._same("newest record in the test copy", boot["recovered_sequence"], newest)
+            step.verified = f"{len(copies)} disks equal by SHA-256, record {newest} on both"
+        with self.report.step("clean the test up, replication went on") as step:
+            lab.cli("vm", "test-cleanup", VM)
+            self._same("test copies left", [g.folder.name for g in Guest.all(lab.vms("b"))], [])
+            seen = lab.points()[0]["cycle"]
+            until("a point after the test", lambda: lab.points()[0]["cycle"] > seen or None)
+            self._same("tests shown", lab.protection()["tests"], [])
+            step.verified = "new points since"
+
+    def _failover(self) -> None:
+        lab = self.lab
+        with self.report.step("kill -9 everything at site A") as step:
+            shown = lab.protection()
+            pid = self.guest.pid()
+            for name in ("provider-a", "host-a"):
+                lab[name].kill()
+            if pid is not None:
+                kill_pid(pid)
+            killed = time.time()
+            displayed = killed - _seconds(shown["newest_instant"])  # the age that was displayed, grown until the kill
+            step.verified = f"displayed RPO age {displayed:.1f} s"
+        with self.report.step("unplanned failover to the newest point") as step:
+            lab.login()
+            job = lab.json("vm", "failover", VM, "--confirm", VM, "--reason", "demonstration: site A is gone")["job"]
+            self._same("the job's state", job["state"], "succeeded")
+            self.replica = next(g for g in Guest.all(lab.vms("b")) if g.description()["purpose"] == "replica")
+            boot = until("the VM to boot at B", self.replica.boot)
+            self._same("problems the VM found on its disks at B", boot["problems"], [])
+            instant = next(p for p in lab.points() if p["cycle"] == int(job["result"]["cycle"]))["instant"]
+            step.verified = f"boots with record {boot['recovered_sequence']} of point {job['result']['cycle']}"
+        with self.report.step("nothing of the point is lost") as step:
+            at = _seconds(instant)
+            expected = self.guest.newest_record(before=at)
+            lost = max(0, expected - boot["recovered_sequence"])
+            age = killed - at
+            written = self.guest.newest_record()
+            self._same("records lost of those written before the point's instant", lost, 0)
+            if age > displayed:
+                raise Mismatch(f"{age:.1f} s of writes are lost, {displayed:.1f} s were displayed")
+            before = boot["recovered_sequence"]
+            until("the VM to write on at B", lambda: self.replica.newest_record() > before or None)
+            self._same("where the VM runs by right", lab.protection()["owner_host"], "host-b1")
+            step.verified = (
+                f"{written - boot['recovered_sequence']} records after it, {age:.1f} s of {displayed:.1f} s shown"
+            )
+        self.report.facts |= {
+            "rpo_age_seconds": round(displayed, 3),
+            "lost_seconds": round(age, 3),
+            "records_lost_after_point": lost,
+            "changed_bytes": sum(step.changed_bytes for step in self.report.steps),
+            "wire_bytes": sum(step.wire_bytes for step in self.report.steps),
+        }
+
+    # ---- looking -------------------------------------------------------------------------------------------------
+
+    def _traffic(self) -> tuple[int, int] | None:
+        if not self.protected:
+            return None
+        shown = self.lab.protection()
+        return (shown["changed_bytes"], shown["wire_bytes"]) if shown else None
+
+    def _point_after(self, instant: float) -> dict[str, Any] | None:
+        """The oldest point whose instant lies after `instant`."""
+        return next((p for p in reversed(self.lab.points()) if _seconds(p["instant"]) > instant), None)
+
+    def _replica(self, cycle: int, name: str) -> str:
+        """SHA-256 of one disk of a point, read from the replica's files without the agent."""
+        vm = next((self.lab.root / "host-b" / "store").glob("*/points")).parent
+        reader = ChainReader(layers(vm, cycle, name))
+        try:
+            digest = hashlib.sha256()
+            for chunk in _chunks(reader.read, reader.size):
+                digest.update(chunk)
+            return digest.hexdigest()
+        finally:
+            reader.close()
+
+    def _same(self, what: str, found: object, expected: object) -> None:
+        if found != expected:
+            raise Mismatch(f"{what}: {found!r}, expected {expected!r}")
+
+
+def layers(vm: Path, cycle: int, name: str) -> list[Path]:
+    """The chain of one disk at one point, oldest first, as the manifests tell it."""
+    manifest = Manifest.decode(point_path(vm, cycle).read_bytes())
+    found = next(entry for entry in manifest.disks if entry.geometry.name == name)
+    return [vm / found.geometry.id / layer.file for layer in found.layers]
+
+
+def _chunks(read: Callable[[int, int], bytes], size: int, step: int = MiB) -> Iterator[bytes]:
+    for offset in range(0, size, step):
+        yield read(offset, min(step, size - offset))
+
+
+def _seconds(rfc3339: str) -> float:
+    return datetime.fromisoformat(rfc3339).timestamp()
