@@ -1,17 +1,23 @@
 """Dialling: channels whose calls raise typed errors and, if unary, never wait for ever."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
 import grpc
 
+from twinsite.clock import SystemClock
 from twinsite.errors import TwinsiteError, Unreachable
 from twinsite.server import CONTROL, Limits
 from twinsite.status import from_rpc
 
 DEADLINE: Final = 30.0  # seconds for a unary call that names none
+_WRITE_FAILED: Final = "Internal error from Core"
+_STATUS_TRIES: Final = 100
+_STATUS_WAIT: Final = 0.01  # seconds
+_CLOCK: Final = SystemClock()
 _UNTRUSTED: Final = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification", "hostname verification")
 
 
@@ -131,55 +137,62 @@ class Call:
 
     def __init__(self, inner: Any, typed: Callable[[grpc.RpcError], TwinsiteError]) -> None:
         self._inner, self._typed = inner, typed
+        self._ended: grpc.aio.AioRpcError | None = None
+        inner.add_done_callback(self._remember)
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._result().__await__()
 
     async def _result(self) -> Any:
-        try:
+        async with self._typing():
             return await self._inner
-        except grpc.RpcError as error:
-            raise self._typed(error) from None
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        try:
+        async with self._typing():
             async for message in self._inner:
                 yield message
-        except grpc.RpcError as error:
-            raise self._typed(error) from None
 
     async def read(self) -> Any:
         """The next message, or grpc.aio.EOF."""
-        try:
+        async with self._typing():
             return await self._inner.read()
-        except grpc.RpcError as error:
-            raise self._typed(error) from None
 
     async def write(self, message: Any) -> None:
-        try:
+        async with self._typing():
             await self._inner.write(message)
-        except grpc.RpcError as error:
-            raise self._typed(error) from None
-        except asyncio.InvalidStateError:  # the call has ended; its status says why
-            raise await self._ended() from None
 
     async def done_writing(self) -> None:
-        try:
+        async with self._typing():
             await self._inner.done_writing()
+
+    @contextlib.asynccontextmanager
+    async def _typing(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except asyncio.InvalidStateError:  # it has ended before this write; its status says why
+            raise self._typed(await self._status()) from None
+        except grpc.aio.AioRpcError as error:
+            guessed = error.code() is grpc.StatusCode.INTERNAL and error.details() == _WRITE_FAILED
+            raise self._typed(await self._status() if guessed else error) from None
         except grpc.RpcError as error:
             raise self._typed(error) from None
-        except asyncio.InvalidStateError:
-            raise await self._ended() from None
 
-    async def _ended(self) -> TwinsiteError:
-        return self._typed(
-            grpc.aio.AioRpcError(
-                await self._inner.code(),
-                await self._inner.initial_metadata(),
-                await self._inner.trailing_metadata(),
-                await self._inner.details(),
-            )
-        )
+    def _remember(self, inner: Any) -> None:
+        """Keep the status the peer sent. A write that meets the end of a call overwrites it, before or after, with an
+        INTERNAL of gRPC's own (grpc/grpc#36066).
+        """
+        details = _at_once(inner.details())
+        if self._ended is None and details not in (None, _WRITE_FAILED):
+            code, trailing = _at_once(inner.code()), _at_once(inner.trailing_metadata())
+            self._ended = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details)
+
+    async def _status(self) -> grpc.aio.AioRpcError:
+        for _ in range(_STATUS_TRIES):
+            self._remember(self._inner)
+            if self._ended is not None:
+                return self._ended
+            await _CLOCK.sleep(_STATUS_WAIT)
+        return grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, details=_WRITE_FAILED)  # no status came
 
     def cancel(self) -> bool:
         cancelled: bool = self._inner.cancel()
@@ -194,7 +207,15 @@ class Call:
         return code
 
     async def wait_for_connection(self) -> None:
-        try:
+        async with self._typing():
             await self._inner.wait_for_connection()
-        except grpc.RpcError as error:
-            raise self._typed(error) from None
+
+
+def _at_once(answer: Coroutine[Any, Any, Any]) -> Any:
+    """What an answer is that is known already: inside a callback nothing can be awaited."""
+    try:
+        answer.send(None)
+    except StopIteration as done:
+        return done.value
+    answer.close()
+    return None

@@ -1,8 +1,10 @@
 """The only table error ⇄ gRPC status ⇄ exit code, and the form of an error on the wire."""
 
+import contextlib
 from typing import Final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from twinsite import errors
 from twinsite.api.types.v1 import types_pb2
@@ -75,7 +77,9 @@ def from_rpc(error: grpc.RpcError) -> errors.TwinsiteError:
         return errors.Internal()
     for key, value in error.trailing_metadata() or ():
         if key == METADATA_KEY and isinstance(value, bytes):
-            return from_proto(types_pb2.ErrorDetail.FromString(value), error.code())
+            # Whoever answers with garbage in it has failed the call all the same.
+            with contextlib.suppress(DecodeError):
+                return from_proto(types_pb2.ErrorDetail.FromString(value), error.code())
     detail = types_pb2.ErrorDetail(code=error.code().name, message=error.details() or error.code().name)
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         detail.message = "the other side does not answer"

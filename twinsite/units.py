@@ -36,7 +36,7 @@ def parse_duration(text: str) -> int:
     """Seconds of ``30``, ``30s``, ``5m``, ``1h30m``, ``5d``. Raises ValueError."""
     if text.isascii() and text.isdigit():
         return int(text)
-    parts = re.findall(r"(\d+)([smhdw])", text)
+    parts = re.findall(r"([0-9]+)([smhdw])", text)
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError(f"{text!r} is not a duration such as 30s, 5m, 1h30m or 5d")
     return sum(int(number) * _SECONDS[unit] for number, unit in parts)

@@ -15,12 +15,10 @@ class Identity(identity_pb2_grpc.IdentityServicer):
         self._members, self._authority = members, authority
 
     async def GetToken(self, request: identity_pb2.GetTokenRequest, context: Any) -> identity_pb2.GetTokenResponse:
-        del request, context
         token = await self._members.get_token(caller())
         return identity_pb2.GetTokenResponse(sealed_token=token.sealed, expires_unix=int(token.expires))
 
     async def Renew(self, request: identity_pb2.RenewRequest, context: Any) -> identity_pb2.RenewResponse:
-        del context
         renewed = await self._members.renew(caller(), request.csr_der, request.generation)
         return identity_pb2.RenewResponse(
             chain_pem=renewed.chain_pem,
@@ -32,7 +30,6 @@ class Identity(identity_pb2_grpc.IdentityServicer):
     async def IssueHostCertificate(
         self, request: identity_pb2.IssueHostCertificateRequest, context: Any
     ) -> identity_pb2.IssueHostCertificateResponse:
-        del context
         host = await self._members.issue_host(caller(), request.host_id, request.host_name, request.csr_der)
         return identity_pb2.IssueHostCertificateResponse(
             host_id=host.id,
@@ -48,7 +45,6 @@ class Sessions(admin_pb2_grpc.SessionsServicer):
         self._users = users
 
     async def WhoAmI(self, request: admin_pb2.Empty, context: Any) -> admin_pb2.WhoAmIResponse:
-        del request, context
         me = await self._users.who_am_i(caller())
         return admin_pb2.WhoAmIResponse(
             user=me.user,
@@ -59,7 +55,6 @@ class Sessions(admin_pb2_grpc.SessionsServicer):
         )
 
     async def Logout(self, request: admin_pb2.Empty, context: Any) -> admin_pb2.Empty:
-        del request, context
         await self._users.logout(caller())
         return admin_pb2.Empty()
 

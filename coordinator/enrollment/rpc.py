@@ -23,7 +23,6 @@ class Enrollment(enrollment_pb2_grpc.EnrollmentServicer):
         self._service, self._users, self._authority, self._address = service, users, authority, address
 
     async def Register(self, request: enrollment_pb2.RegisterRequest, context: Any) -> enrollment_pb2.RegisterResponse:
-        del context
         registered = await self._service.register(
             key_id=request.key_id,
             secret=request.secret,
@@ -46,7 +45,6 @@ class Enrollment(enrollment_pb2_grpc.EnrollmentServicer):
         )
 
     async def Login(self, request: enrollment_pb2.LoginRequest, context: Any) -> enrollment_pb2.LoginResponse:
-        del context
         opened = await self._users.login(request.user, request.password, request.csr_der, address=caller().address)
         return enrollment_pb2.LoginResponse(
             user_id=opened.user.id,
@@ -74,11 +72,9 @@ class Keys(admin_pb2_grpc.KeysServicer):
         return admin_pb2.CreateKeyResponse(key=_to_proto(view), file_json=file.to_json())
 
     async def List(self, request: admin_pb2.Empty, context: Any) -> admin_pb2.ListKeysResponse:
-        del request, context
         return admin_pb2.ListKeysResponse(keys=[_to_proto(view) for view in await self._service.list()])
 
     async def Revoke(self, request: admin_pb2.RevokeKeyRequest, context: Any) -> admin_pb2.Key:
-        del context
         me = caller()
         return _to_proto(await self._service.revoke(request.id, actor=f"user/{me.name}", address=me.address))
 

@@ -14,43 +14,14 @@ from coordinator.access.store import change_server
 from coordinator.store.engine import Database
 from tests.fakes.identity_plane import IdentityPlane, Member, real_time
 from tests.fakes.pki import TestVault
+from tests.fakes.stub_services import SERVICES, stub
 from twinsite.access import ROLES, methods_of
-from twinsite.api.coordinator.v1 import admin_pb2, identity_pb2, link_pb2
 from twinsite.channel import Channel, dial
 from twinsite.errors import Denied, TwinsiteError, Unauthenticated, Unreachable
 from twinsite.identity import Identity
-from twinsite.server import Mount
 from twinsite.tls import channel_credentials, channel_credentials_roots
 
-SERVICES = [
-    service for file in (admin_pb2, identity_pb2, link_pb2) for service in file.DESCRIPTOR.services_by_name.values()
-]
 PROTOS = Path(__file__).parents[3] / "proto/twinsite/api/coordinator/v1"
-
-
-def _stub(service: Any) -> Mount:
-    """Every method of a service answers with an empty message, whoever gets that far."""
-
-    async def one(request: bytes, context: Any) -> bytes:
-        return b""
-
-    async def many(request: bytes, context: Any) -> AsyncIterator[bytes]:
-        yield b""
-
-    async def both(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        async for _ in requests:
-            yield b""
-
-    def handler(method: Any) -> Any:
-        if method.client_streaming:
-            return grpc.stream_stream_rpc_method_handler(both)
-        if method.server_streaming:
-            return grpc.unary_stream_rpc_method_handler(many)
-        return grpc.unary_unary_rpc_method_handler(one)
-
-    handlers = {method.name: handler(method) for method in service.methods}
-    generic = grpc.method_handlers_generic_handler(service.full_name, handlers)
-    return Mount(service, lambda server: server.add_generic_rpc_handlers((generic,)))
 
 
 def _shapes() -> dict[str, str]:
@@ -85,7 +56,7 @@ async def _call(channel: Channel, method: str, shape: str) -> str:
 
 @pytest.fixture
 async def plane(tmp_path: Path, database: Database) -> AsyncIterator[IdentityPlane]:
-    mounts = [_stub(service) for service in SERVICES]
+    mounts = [stub(service) for service in SERVICES]
     async with IdentityPlane.started(tmp_path / "state", database, real_time(), mounts) as started:
         yield started
 

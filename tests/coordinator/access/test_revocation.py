@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from coordinator.access import methods
 from coordinator.access.judge import DatabaseJudge
 from coordinator.access.model import UnknownServer
-from tests.coordinator.access.test_every_method_against_every_identity import SERVICES, _stub
 from tests.fakes.identity_plane import IdentityPlane, real_time
+from tests.fakes.stub_services import SERVICES, stub
 from twinsite import access, keys
 from twinsite.api.coordinator.v1 import admin_pb2, admin_pb2_grpc, identity_pb2, identity_pb2_grpc
 from twinsite.channel import Call, Channel
@@ -24,7 +24,7 @@ P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 @pytest.fixture
 async def stubbed(tmp_path, database):
-    mounts = [_stub(service) for service in SERVICES]
+    mounts = [stub(service) for service in SERVICES]
     async with IdentityPlane.started(tmp_path / "state", database, real_time(), mounts) as started:
         yield started
 
