@@ -11,6 +11,7 @@ import grpc
 import structlog
 
 from hyperv_host_agent.assignments import Assignments
+from hyperv_host_agent.causes import first
 from hyperv_host_agent.commands import Commands
 from hyperv_host_agent.membership import Membership
 from hyperv_host_agent.outbox import Outbox
@@ -51,12 +52,16 @@ class Link:
     async def run(self) -> None:
         """Connects, serves, connects again; ends only when it is cancelled."""
         waits = retry.delays(base=0.2, cap=10.0)
+        said = ""
         while True:
             started = self._clock.monotonic()
             try:
                 await self._session()
             except* TwinsiteError as group:
-                _log.warning("provider_link_down", reason="; ".join(str(error) for error in group.exceptions))
+                reason = str(first(group))
+                if reason != said or self.connected.is_set():  # not once a second while the provider is down
+                    _log.warning("provider_link_down", reason=reason)
+                said = reason
             finally:
                 self.connected.clear()
                 self._assignments.session_lost()

@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 
 from hyperv_host_agent import wire
+from hyperv_host_agent.causes import first
 from hyperv_host_agent.changes.base import SourcePoint, Tracking
 from hyperv_host_agent.peer import Peer, Sending
 from hyperv_host_agent.reading import Reader
@@ -383,12 +384,6 @@ class _Life:
                     return  # the stream is about to be closed
                 message = await self._reader.run(self._spool.get, message)
             await sending.write(message)
-
-
-def first(group: BaseExceptionGroup[Exception]) -> Exception:
-    """The error inside nested groups; of several the first."""
-    inner = group.exceptions[0]
-    return first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 def typed(group: BaseExceptionGroup[TwinsiteError]) -> TwinsiteError:
