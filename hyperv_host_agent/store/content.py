@@ -86,8 +86,7 @@ class DiskContent:
                 if cluster not in found:
                     found[cluster] = self._of_cut(cluster) if cluster == cut else value
             for run in side.zeros(start, end):
-                for cluster in range(run.start, run.end):
-                    found.setdefault(cluster, ZERO_FINGERPRINT)
+                found = dict.fromkeys(range(run.start, run.end), ZERO_FINGERPRINT) | found
         return found
 
     def _of_cut(self, cluster: int) -> bytes:

@@ -18,6 +18,10 @@ RESERVE: Final = 64 << 20  # bytes that stay free: finishing a cycle and every m
 Space = Callable[[Path], tuple[int, int]]
 
 
+class SyncFailed(OSError):
+    """An fsync failed: what was written since the last one may be lost, and trying again proves nothing."""
+
+
 def disk_space(path: Path) -> tuple[int, int]:
     """Free bytes for us, and all bytes, of the file system that `path` is on."""
     status = os.statvfs(path)
@@ -34,11 +38,27 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
             written += os.pwrite(fd, view[written:], offset + written)
 
 
+def sync(fd: int) -> None:
+    """Make a file durable. Raises SyncFailed."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        raise SyncFailed(error.errno, error.strerror) from error
+
+
+def sync_data(fd: int) -> None:
+    """As `sync`, without what only tells about the file. Raises SyncFailed."""
+    try:
+        os.fdatasync(fd)
+    except OSError as error:
+        raise SyncFailed(error.errno, error.strerror) from error
+
+
 def sync_directory(path: Path) -> None:
     """Make the directory's entries durable. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
 
@@ -55,7 +75,7 @@ def write_file(path: Path, data: bytes) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         write_all(fd, data, 0)
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
 
@@ -98,6 +118,6 @@ def writing(vm_id: str, directory: Path, space: Space) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT} and not isinstance(error, SyncFailed):
             raise NoSpace(space(directory)[0], 1) from error
         raise WriteFailed(vm_id, error.strerror or str(error)) from error

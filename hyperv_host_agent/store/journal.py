@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 import xxhash
 
 from hyperv_host_agent.replication.cycle import Batch, CycleHeader, DiskGeometry, Kind
-from hyperv_host_agent.store.files import write_all
+from hyperv_host_agent.store.files import sync_data, write_all
 from twinsite.digest import FINGERPRINT_BYTES
 from twinsite.extents import Run
 
@@ -101,7 +101,7 @@ class Journal:
     def mark(self, sequence: int, digest: bytes) -> None:
         """Batches up to `sequence` are durable in their files; make that durable here. Raises OSError."""
         self._append(_MARK.pack(b"M", sequence, digest))
-        os.fdatasync(self._fd)
+        sync_data(self._fd)
         self.durable, self.durable_digest = sequence, digest
 
     def cut(self, sequence: int) -> None:

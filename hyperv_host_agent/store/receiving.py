@@ -134,7 +134,7 @@ class Receiving:
         if self.staged > self._journal.durable:
             for part in self._parts.values():
                 if part.dirty:
-                    os.fdatasync(part.writer.fd)
+                    files.sync_data(part.writer.fd)
                     part.dirty = False
                 if not part.listed:
                     files.sync_directory(part.path.parent)

@@ -113,8 +113,7 @@ class ChainReplica:
                 finished = receiving.finish(parents)
                 manifest = self._commit(receiving, finished)
             except OSError:
-                if not self._broken:
-                    receiving.take_back()
+                receiving.take_back()
                 raise
             self._receiving = None
             receiving.committed()
@@ -270,7 +269,7 @@ class ChainReplica:
             except OSError as error:
                 # Committed or not: only a new start can tell.
                 self._broken = f"a commit may not be durable ({error.strerror}); the replica has to be opened again"
-                raise
+                raise WriteFailed(self._vm_id, self._broken) from error
             self._manifests[manifest.cycle] = manifest
         return manifest
 
@@ -309,7 +308,8 @@ class ChainReplica:
         chain = layers[: names.index(group[-1]) + 1]
         try:
             self._need(sum(layer.stored_bytes for layer in chain if layer.file in group))
-            into = merging.merge(directory, chain, group, lambda: not self._closed.is_set())
+            with files.writing(self._vm_id, directory, self._space):
+                into = merging.merge(directory, chain, group, lambda: not self._closed.is_set())
         except (NoSpace, merging.Cancelled):
             return False
         except LayerDamaged as error:

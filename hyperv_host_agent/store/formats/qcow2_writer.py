@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from hyperv_host_agent.store.files import write_all
+from hyperv_host_agent.store.files import sync, write_all
 from hyperv_host_agent.store.formats.qcow2 import (
     CLUSTER_BITS,
     COMPRESSED,
@@ -118,10 +118,10 @@ class LayerWriter:
         end += -(-len(l1) * 8 // CLUSTER) * CLUSTER
         refcount_offset, refcount_clusters, end = self._write_refcounts(end)
         os.ftruncate(self.fd, end)
-        os.fsync(self.fd)
+        sync(self.fd)
         header = Header(self.size, backing, l1_offset, len(l1), refcount_offset, refcount_clusters)
         write_all(self.fd, header.encode(), 0)
-        os.fsync(self.fd)
+        sync(self.fd)
 
     @staticmethod
     def _page(pages: "dict[int, array[int]]", number: int) -> "array[int]":

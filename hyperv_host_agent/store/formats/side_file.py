@@ -13,7 +13,7 @@ from typing import Final
 
 from blake3 import blake3
 
-from hyperv_host_agent.store.files import DIGEST_BYTES, write_all
+from hyperv_host_agent.store.files import DIGEST_BYTES, sync, write_all
 from hyperv_host_agent.store.formats.qcow2 import LayerDamaged
 from twinsite.digest import FINGERPRINT_BYTES
 from twinsite.extents import Run
@@ -62,7 +62,7 @@ def write(path: Path, size: int, chunks: Iterable[bytes], zero_runs: Iterable[Ru
             run_count += 1
         buffer += _TRAILER.pack(size, count, run_count, _MAGIC)
         flush()
-        os.fsync(fd)
+        sync(fd)
     finally:
         os.close(fd)
     return digest.digest(length=DIGEST_BYTES)

@@ -1,0 +1,130 @@
+"""The store on disk under kill -9, I/O errors and a full disk, at every system call it makes."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hyperv_host_agent.store.chain import ChainStore
+from hyperv_host_agent.store.replica import ChainReplica
+from tests.fakes import store_workload, strace
+from tests.fakes.chain_rig import ChainRig
+from tests.fakes.store_workload import BEFORE, KEPT, VM, history, prepare, receive
+
+SCRIPT = Path(store_workload.__file__)
+CALLS = ("pwrite64", "fsync", "fdatasync", "rename", "ftruncate", "unlink")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    strace.require_strace()
+    root = tmp_path_factory.mktemp("prepared") / "store"
+    prepare(root)
+    return root
+
+
+def fresh(prepared: Path, tmp_path: Path) -> Path:
+    """The prepared store again."""
+    root = tmp_path / "store"
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.copytree(prepared, root)
+    return root
+
+
+def touched(root: Path) -> list[Path]:
+    """Every path that receiving or maintaining may touch."""
+    vm = root / VM
+    names = [f"{cycle:06}" for cycle in range(1, BEFORE + 2)]
+    paths = [root, vm, vm / "points", vm / "pins", vm / "receiving.journal"]
+    paths += [vm / name for name in ("replica.json", "replica.json.tmp", "merge.json", "merge.json.tmp")]
+    for disk in ("a", "b"):
+        endings = ("qcow2", "qcow2.partial", "qcow2.merged", "fp", "fp.merged")
+        paths += [vm / disk, *(vm / disk / f"{name}.{ending}" for name in names for ending in endings)]
+    return paths + [vm / "points" / f"{name}.json{tmp}" for name in names for tmp in ("", ".tmp")]
+
+
+def assert_points(rig: ChainRig, replica: ChainReplica) -> None:
+    for point in replica.points():
+        cycle = history()[point.cycle - 1]
+        assert cycle.header.id == point.id
+        for disk, content in cycle.content.items():
+            assert rig.content(replica, point.cycle, disk) == content
+    assert list(replica.verify()) == []
+
+
+def reopened(root: Path) -> tuple[ChainRig, ChainReplica]:
+    rig = ChainRig(root)
+    return rig, rig.store.open(VM)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_kill_at_any_call_while_receiving_loses_nothing_that_was_acknowledged(
+    prepared: Path, tmp_path: Path, call: str
+):
+    cycle = history()[BEFORE]
+    root = fresh(prepared, tmp_path)
+    for said in strace.kill_points(SCRIPT, ["receive", str(root)], call=call, paths=touched(root)):
+        rig, replica = reopened(root)
+        state = replica.state()
+        assert state.committed is not None
+        synced = max([0, *(int(line.split()[1]) for line in said.splitlines() if line.startswith("synced"))])
+        if f"committed {BEFORE + 1}" in said:
+            assert state.committed.number == BEFORE + 1
+        if state.committed.number == BEFORE:
+            assert (state.unfinished.durable if state.unfinished else 0) >= synced
+        receive(replica, cycle)
+        assert [point.cycle for point in replica.points()] == list(range(1, BEFORE + 2))
+        assert_points(rig, replica)
+        replica.close()
+        assert_tidy(root)
+        fresh(prepared, tmp_path)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_kill_at_any_call_while_maintaining_leaves_every_kept_point_whole(prepared: Path, tmp_path: Path, call: str):
+    root = fresh(prepared, tmp_path)
+    for said in strace.kill_points(SCRIPT, ["maintain", str(root)], call=call, paths=touched(root)):
+        rig, replica = reopened(root)
+        assert {point.cycle for point in replica.points()} >= {KEPT, BEFORE}
+        assert_points(rig, replica)
+        replica.maintain(keep=[KEPT])
+        assert [point.cycle for point in replica.points()] == [KEPT, BEFORE]
+        assert [path.name for path in rig.layers("a")] == ["000005.qcow2", "000006.qcow2", "000007.qcow2"]
+        receive(replica, history()[BEFORE])
+        assert_points(rig, replica)
+        replica.close()
+        assert_tidy(root)
+        assert "maintained" not in said or "True" in said
+        fresh(prepared, tmp_path)
+
+
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+@pytest.mark.parametrize("call", ["pwrite64", "fsync", "fdatasync", "rename", "ftruncate"])
+@pytest.mark.parametrize("work", ["receive", "maintain"])
+def test_a_call_that_fails_once_costs_no_point_and_no_restart(
+    prepared: Path, tmp_path: Path, call: str, error: str, work: str
+):
+    number, step, hit = 1, {"pwrite64": 3, "fsync": 2}.get(call, 1), True
+    while hit:
+        root = fresh(prepared, tmp_path)
+        done = strace.run(SCRIPT, [work, str(root)], inject=f"{call}:error={error}:when={number}", paths=touched(root))
+        assert done.returncode == 0, done.stderr
+        hit = any(word in done.stdout for word in ("no-space", "write-failed", "not-opened", "False"))
+        if error == "EIO" or call in {"fsync", "fdatasync"}:  # a failed sync is never tried again
+            assert "no-space" not in done.stdout
+        else:
+            assert "write-failed" not in done.stdout
+        rig, replica = reopened(root)
+        state = replica.state()
+        assert state.committed is not None
+        assert state.committed.number == BEFORE + (work == "receive")
+        assert_points(rig, replica)
+        replica.close()
+        number += step
+    assert number > 1 + step or call in {"ftruncate", "fdatasync"}
+
+
+def assert_tidy(root: Path) -> None:
+    """No crash left anything behind."""
+    ChainStore(root).open(VM).close()
+    assert [path.name for path in root.rglob("*") if path.suffix in {".partial", ".merged", ".tmp", ".journal"}] == []

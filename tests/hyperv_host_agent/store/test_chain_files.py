@@ -1,0 +1,278 @@
+"""What is on disk: one layer per change, nothing that nobody names, and damage is named before anything is touched."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hyperv_host_agent.replication.cycle import Kind
+from hyperv_host_agent.store import merge_plan, merging
+from hyperv_host_agent.store.base import NoSpace, StoreDamaged, WriteFailed
+from hyperv_host_agent.store.chain import ChainStore
+from hyperv_host_agent.store.formats.qcow2 import ChainReader, LayerDamaged
+from tests.contracts.replica_store import VM, new_machine
+from tests.fakes.chain_rig import ChainRig, flip
+from tests.fakes.replicated_machine import Cycle, Machine, send, stage
+from twinsite.extents import CLUSTER
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> ChainRig:
+    return ChainRig(tmp_path / "store")
+
+
+def filled(rig: ChainRig, count: int = 4) -> list[Cycle]:
+    """A closed replica with some cycles."""
+    machine, cycles = new_machine(), []
+    replica = rig.store.create(VM, term=1)
+    for number in range(count):
+        machine.write("disk-a", number * CLUSTER, b"cycle %d" % number)
+        machine.write("disk-b", 0, b"cycle %d" % number)
+        cycles.append(machine.cycle())
+        send(replica, cycles[-1])
+    replica.close()
+    return cycles
+
+
+def names(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def test_a_disk_without_a_change_gets_no_layer_unless_its_size_changed(rig: ChainRig):
+    machine = new_machine()
+    replica = rig.store.create(VM, term=1)
+    send(replica, machine.cycle())
+    machine.write("disk-a", 0, b"changed")
+    send(replica, machine.cycle())
+    machine.resize("disk-b", 9 * CLUSTER)
+    send(replica, machine.cycle())
+    send(replica, machine.cycle())
+    assert names(rig.root / VM) == [
+        *("disk-a/000001.fp", "disk-a/000001.qcow2", "disk-a/000002.fp", "disk-a/000002.qcow2"),
+        *("disk-b/000001.fp", "disk-b/000001.qcow2", "disk-b/000003.fp", "disk-b/000003.qcow2"),
+        *(f"points/00000{number}.json" for number in range(1, 5)),
+        "replica.json",
+    ]
+
+
+def test_the_store_can_be_moved(rig: ChainRig, tmp_path: Path):
+    cycles = filled(rig)
+    shutil.move(rig.root, tmp_path / "elsewhere")
+    moved = ChainRig(tmp_path / "elsewhere")
+    assert moved.content(moved.store.open(VM), 4, "disk-a") == cycles[3].content["disk-a"]
+
+
+def test_opening_removes_what_no_manifest_names_and_nothing_else(rig: ChainRig):
+    filled(rig)
+    before = names(rig.root)
+    disk = rig.root / VM / "disk-a"
+    for name in ("000005.qcow2", "000005.fp", "000006.qcow2.partial", "000002.qcow2.merged", "000002.fp.merged"):
+        (disk / name).write_bytes(b"garbage")
+    (disk / "a note").write_bytes(b"not ours")
+    (rig.root / VM / "points" / "000005.json.tmp").write_bytes(b"garbage")
+    (rig.root / VM / "receiving.journal").write_bytes(b"garbage")
+    rig.store.open(VM).close()
+    assert names(rig.root) == sorted([*before, f"{VM}/disk-a/a note"])
+
+
+@pytest.mark.parametrize(
+    "name", ["points/000002.json", "points/000004.json", "replica.json", "pins/somebody", "merge.json"]
+)
+def test_a_flipped_bit_in_a_document_is_named_and_nothing_is_removed(rig: ChainRig, name: str):
+    filled(rig)
+    replica = rig.store.open(VM)
+    replica.attach(2, "somebody")
+    replica.close()
+    garbage = rig.root / VM / "disk-a" / "000009.qcow2"
+    path = rig.root / VM / name
+    if name == "merge.json":
+        path.write_bytes(merging.Intent("disk-a", ("000001.qcow2",), replica._layers("disk-a")[0]).encode())
+    document = path.read_bytes()
+    for offset in range(0, len(document), max(1, len(document) // 40)):
+        path.write_bytes(document)
+        flip(path, offset)
+        garbage.write_bytes(b"unnamed")
+        with pytest.raises(StoreDamaged, match=path.name):
+            rig.store.open(VM)
+        assert garbage.exists()
+        assert path.exists()
+
+
+def test_a_flipped_bit_in_a_side_file_is_named_when_it_is_used_and_stops_no_failover(rig: ChainRig):
+    cycles = filled(rig)
+    flip(rig.root / VM / "disk-a" / "000002.fp", 12)
+    replica = rig.store.open(VM)
+    assert rig.content(replica, 4, "disk-a") == cycles[3].content["disk-a"]
+    with pytest.raises(StoreDamaged, match=r"000002\.fp"):
+        list(replica.fingerprints("disk-a", 0, 20))
+    findings = list(replica.verify())
+    assert findings[0].cluster is None
+    assert "000002.fp" in findings[0].problem
+    assert {finding.cluster for finding in findings[1:]} <= {1}
+
+
+def test_a_layer_that_is_gone_or_another_is_named(rig: ChainRig):
+    filled(rig)
+    layers = rig.layers("disk-a")
+    kept = layers[1].read_bytes()
+    layers[1].unlink()
+    with pytest.raises(StoreDamaged, match=r"000002\.qcow2: cannot be opened"):
+        rig.store.open(VM)
+    layers[1].write_bytes(layers[2].read_bytes())
+    with pytest.raises(StoreDamaged, match="stands on 000002"):
+        rig.store.open(VM)
+    layers[1].write_bytes(b"QFI?" + kept[4:])
+    with pytest.raises(StoreDamaged, match="not a qcow2 file"):
+        rig.store.open(VM)
+    layers[1].write_bytes(kept[:30])
+    with pytest.raises(StoreDamaged, match="30 bytes"):
+        rig.store.open(VM)
+    layers[1].write_bytes(kept)
+    layers[1].with_suffix(".fp").unlink()
+    with pytest.raises(StoreDamaged, match=r"000002\.fp is missing"):
+        rig.store.open(VM)
+
+
+def test_a_replica_without_its_term_is_damaged_not_new(rig: ChainRig):
+    filled(rig)
+    (rig.root / VM / "replica.json").unlink()
+    for call in (lambda: rig.store.open(VM), lambda: rig.store.create(VM, term=1)):
+        with pytest.raises(StoreDamaged, match=r"replica\.json is missing"):
+            call()
+
+
+def test_any_flipped_bit_of_a_layer_is_an_error_or_does_not_matter(rig: ChainRig):
+    """A frame carries its checksum; a pointer that is wrong leads to no frame."""
+    cycles = filled(rig, 2)
+    path = rig.layers("disk-b")[1]
+    kept = path.read_bytes()
+    step = len(kept) // 397
+    for offset in range(0, len(kept), step):
+        path.write_bytes(kept)
+        flip(path, offset)
+        try:
+            with ChainReader(rig.layers("disk-b")) as reader:
+                content = reader.read(0, reader.size) if reader.size == len(cycles[1].content["disk-b"]) else b""
+        except LayerDamaged as error:
+            assert "000002.qcow2" in str(error)
+        else:
+            assert content in {cycles[1].content["disk-b"], cycles[0].content["disk-b"], b""}
+
+
+def test_the_part_of_a_cycle_that_vanished_is_not_taken_for_received(rig: ChainRig):
+    machine = new_machine()
+    machine.write("disk-a", 0, b"data")
+    cycle = machine.cycle()
+    replica = rig.store.create(VM, term=1)
+    replica.begin(cycle.header, resume_after=0)
+    stage(replica, cycle.batches[:3])
+    replica.sync()
+    replica.close()
+    partial = rig.root / VM / "disk-a" / "000001.qcow2.partial"
+    os.truncate(partial, partial.stat().st_size - 1)
+    replica = rig.store.open(VM)
+    with pytest.raises(WriteFailed):
+        replica.begin(cycle.header, resume_after=3)
+    assert replica.state().unfinished is None
+    send(replica, cycle)
+    assert rig.content(replica, 1, "disk-a") == cycle.content["disk-a"]
+
+
+def test_a_full_disk_stops_maintenance_and_hurts_nobody(rig: ChainRig):
+    cycles = filled(rig, 8)
+    replica = rig.store.open(VM)
+    rig.set_free(0)
+    report = replica.maintain(keep=[])
+    assert (report.finished, report.merged) == (False, [])
+    following = replace(cycles[-1].header, id=b"the ninth cycle!", number=9, parent=8, parent_id=cycles[-1].header.id)
+    with pytest.raises(NoSpace) as caught:
+        replica.begin(following, resume_after=0)
+    assert (caught.value.free, caught.value.needed) == (0, 1)
+    assert rig.content(replica, 8, "disk-a") == cycles[7].content["disk-a"]
+    rig.set_free(1 << 30)
+    assert replica.maintain(keep=[]).finished
+    assert rig.content(replica, 8, "disk-a") == cycles[7].content["disk-a"]
+
+
+def test_layers_a_pinned_point_stands_on_stay_as_they_are(rig: ChainRig):
+    cycles = filled(rig, 12)
+    replica = rig.store.open(VM)
+    attached = replica.attach(9, "test")
+    before = {path: (path.stat().st_ino, path.read_bytes()) for disk in attached for path in disk.layers}
+    replica.maintain(keep=[])
+    assert {path: (path.stat().st_ino, path.read_bytes()) for path in before} == before
+    with ChainReader(attached[0].layers) as reader:
+        assert reader.read(0, reader.size) == cycles[8].content["disk-a"]
+    replica.detach("test")
+    replica.maintain(keep=[])
+    assert len(rig.layers("disk-a")) == 1
+
+
+def test_a_reader_that_is_open_does_not_notice_a_merge(rig: ChainRig):
+    cycles = filled(rig, 12)
+    replica = rig.store.open(VM)
+    with ChainReader(rig.layers("disk-a")) as reader:
+        fingerprints = replica.fingerprints("disk-a", 0, 20)
+        first = next(fingerprints)
+        assert replica.maintain(keep=[]).merged
+        assert reader.read(0, reader.size) == cycles[-1].content["disk-a"]
+        assert [first, *fingerprints] == list(replica.fingerprints("disk-a", 0, 20))
+
+
+def test_a_year_of_cycles_stays_shallow_and_copies_each_byte_seldom():
+    """Sizes only: 30-second cycles, hourly points for a day, then daily ones."""
+    sizes: list[tuple[str, int]] = [("000001.qcow2", 1 << 30)]
+    copied = written = 0
+    for number in range(2, 12_000):
+        sizes.append((f"{number:06}.qcow2", 1 << 20))
+        written += 1 << 20
+        hourly = {f"{hour * 120:06}.qcow2" for hour in range(number // 120 - 23, number // 120 + 1)}
+        plan = [merge_plan.Candidate(file, size, file in hourly or file == sizes[-1][0], False) for file, size in sizes]
+        for group in merge_plan.groups(plan):
+            start = next(at for at, (file, _) in enumerate(sizes) if file == group[0])
+            total = sum(size for _, size in sizes[start : start + len(group)])
+            copied += total
+            sizes[start : start + len(group)] = [(group[-1], min(total, 1 << 30))]
+        assert len(sizes) <= 45
+    assert copied < 12 * written
+
+
+def test_a_group_never_ends_below_a_point_nor_touches_a_pinned_layer():
+    chain = [merge_plan.Candidate(f"{n:06}.qcow2", 100, n in {20, 30, 40}, n <= 20) for n in range(1, 41)]
+    planned = merge_plan.groups(chain)
+    assert planned
+    for group in planned:
+        inner = {int(file[:6]) for file in group[:-1]}
+        assert not inner & {20, 30, 40}
+        assert min(inner) > 20
+
+
+def test_closing_stops_a_merge(rig: ChainRig):
+    filled(rig, 8)
+    replica = rig.store.open(VM)
+    replica._closed.set()
+    report = replica.maintain(keep=[])
+    assert (report.finished, report.merged) == (False, [])
+    assert not list(rig.root.rglob("*.merged"))
+
+
+def test_batches_that_do_not_come_in_order_are_all_kept(rig: ChainRig):
+    machine = Machine(VM, {"disk": bytearray(90 * CLUSTER)})
+    for cluster in range(90):
+        machine.write("disk", cluster * CLUSTER, b"%d" % cluster)
+    cycle = machine.cycle(Kind.INITIAL)
+    order = cycle.batches[1::2] + cycle.batches[::2]
+    renumbered = [(replace(batch, sequence=at), bytes(16)) for at, (batch, _) in enumerate(order, 1)]
+    replica = rig.store.create(VM, term=1)
+    send(replica, replace(cycle, batches=renumbered))
+    assert [cluster for cluster, _ in replica.fingerprints("disk", 0, 90)] == list(range(90))
+    assert list(replica.verify()) == []
+
+
+def test_leftovers_of_a_removal_are_cleared_at_the_next_start(rig: ChainRig):
+    filled(rig)
+    (rig.root / VM).rename(rig.root / f".removed-{VM}")
+    assert ChainStore(rig.root).replicas() == []
+    assert names(rig.root) == []
