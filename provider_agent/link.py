@@ -79,7 +79,7 @@ class Link:
 
     async def run(self) -> None:
         """Connects, serves, connects again; ends only when it is cancelled."""
-        waits = retry.delays(base=0.2, cap=15.0)
+        waits = retry.delays(base=0.2, cap=5.0)
         while True:
             problem: TwinsiteError = SessionEnded()
             started = self._clock.monotonic()
@@ -98,7 +98,7 @@ class Link:
                 continue
             refused = isinstance(problem, Unauthenticated | Denied | Precondition)
             if self._clock.monotonic() - started > _STEADY_SECONDS:
-                waits = retry.delays(base=0.2, cap=15.0)
+                waits = retry.delays(base=0.2, cap=5.0)
             wait = next(waits)
             if refused and not self._membership.token_due:
                 self._membership.drop_token()  # maybe only the token is not good any more: the next try gets a new one
