@@ -6,8 +6,9 @@ from typing import Final
 
 from twinsite.extents import Run
 
-# A sparse bitmap of a big disk is nearly all zero bytes, a dense one nearly all 0xff: both are skipped in C.
-_STRETCH: Final = re.compile(rb"\xff+|[^\x00\xff]", re.DOTALL)
+_STRETCH: Final = re.compile(rb"\xff+|[^\x00\xff]", re.DOTALL)  # a dense bitmap is nearly all 0xff
+_PIECE: Final = 4096
+_ZEROS: Final = bytes(_PIECE)  # a sparse bitmap of a big disk is nearly all zeros, which compare fastest
 
 
 def _runs_of_byte(value: int) -> tuple[tuple[int, int], ...]:
@@ -59,9 +60,9 @@ class Bitmap:
 
     def any_in(self, run: Run) -> bool:
         """Whether a bit of the run is set; cheap for the usual answer, no."""
-        return any(self._memory[run.start >> 3 : (run.end + 7) >> 3]) and any(
-            bit in self for bit in range(run.start, run.end)
-        )
+        if not bytes(self._memory[run.start >> 3 : (run.end + 7) >> 3]).strip(b"\0"):
+            return False
+        return any(bit in self for bit in range(run.start, run.end))
 
     def snapshot(self) -> "Bitmap":
         return Bitmap(memoryview(bytes(self._memory)), self._bits)
@@ -69,9 +70,7 @@ class Bitmap:
     def runs(self) -> Iterator[Run]:
         """Maximal runs of set bits, ascending."""
         start = end = -1
-        for stretch in _STRETCH.finditer(bytes(self._memory)):
-            first = stretch.start() * 8
-            value = stretch[0]
+        for first, value in self._stretches():
             pieces = ((0, len(value) * 8),) if value[0] == 0xFF else _RUNS[value[0]]
             for begin, stop in pieces:
                 if first + begin == end:
@@ -82,6 +81,14 @@ class Bitmap:
                 start, end = first + begin, first + stop
         if end > start:
             yield Run(start, min(end, self._bits) - start)
+
+    def _stretches(self) -> Iterator[tuple[int, bytes]]:
+        """First bit, and either one byte that is mixed or any number of 0xff."""
+        for at in range(0, len(self._memory), _PIECE):
+            piece = bytes(self._memory[at : at + _PIECE])
+            if piece != _ZEROS:
+                for stretch in _STRETCH.finditer(piece):
+                    yield (at + stretch.start()) * 8, stretch[0]
 
     def release(self) -> None:
         self._memory.release()

@@ -120,6 +120,11 @@ class ChangeMap:
             return "the host stopped while the VM ran"
         return next(filter(None, (disk.doubt(clean=clean) for disk in self.disks.values())), "")
 
+    def trust(self) -> None:
+        """From now on the disks' files as they are belong to this map."""
+        for disk in self.disks.values():
+            disk.trust()
+
     def attach(self) -> str:
         """Begin to write: what is doubtful becomes LOST, durably, before the first write. Says why it is doubtful."""
         doubt = self.doubt()
@@ -129,8 +134,7 @@ class ChangeMap:
         self._words[self._CLEAN] = 0
         self._words.set_16_bytes(self._BOOT, self._boot)
         self._state.flush()
-        for disk in self.disks.values():
-            disk.trust()
+        self.trust()
         pending = self.pending()
         if pending is not None and pending == self.anchor():
             self._finish_ack()
@@ -167,6 +171,11 @@ class ChangeMap:
     def generation(self) -> int:
         """Rises with every point that is opened."""
         return self._words[self._GENERATION]
+
+    def inherit(self, anchor: Anchor) -> None:
+        """The anchor of the unusable map before this one; what changed since then is not known."""
+        self.lose()
+        self._set_anchor(anchor)
 
     def lose(self) -> None:
         """What changed since the anchor is not known."""
@@ -207,16 +216,12 @@ class ChangeMap:
         self._words[self._POINT_OPEN] = 0
 
     def ack(self, point: Anchor) -> None:
-        """Raises ValueError when another point is pending."""
-        pending = self.pending()
-        if pending not in (None, point):
-            raise ValueError(f"cycle {point.cycle} is not the one that is pending")
-        if pending is None and self.anchor() == point:
+        """Of the pending point; naming any other changes nothing."""
+        if self.pending() != point:
             return
         # The anchor first: bits that outlive it only cost a comparison, an anchor that outlives its bits loses changes.
-        replace(self._folder / "anchor.json", _anchor_bytes(point))
-        if pending is not None:
-            self._finish_ack()
+        self._set_anchor(point)
+        self._finish_ack()
 
     def discard(self) -> None:
         self._words[self._ACTIVE_LOST] |= self._words[self._FROZEN_LOST]
@@ -230,6 +235,9 @@ class ChangeMap:
         for disk in self.disks.values():
             disk.close()
         self._state.close()
+
+    def _set_anchor(self, anchor: Anchor) -> None:
+        replace(self._folder / "anchor.json", json.dumps({"cycle": anchor.cycle, "id": anchor.id.hex()}).encode())
 
     def _finish_ack(self) -> None:
         for disk in self.disks.values():
@@ -248,11 +256,9 @@ def create(folder: Path, disks: Mapping[str, Disk], *, boot: bytes) -> None:
     for identifier, disk in disks.items():
         create_mapped(map_path(new, identifier), map_length(disk.size))
     opened = ChangeMap(new, disks, writable=True, boot=boot)
-    for disk_map in opened.disks.values():
-        disk_map.trust()
+    opened.trust()
     if anchor is not None:
-        opened.ack(anchor)
-        opened.lose()
+        opened.inherit(anchor)
     opened.detach_cleanly()
     opened.close()
     shutil.rmtree(folder, ignore_errors=True)
@@ -266,10 +272,6 @@ def map_path(folder: Path, disk: str) -> Path:
 
 def map_length(size: int) -> int:
     return PAGE + 3 * padded(bytes_for(clusters(size)))
-
-
-def _anchor_bytes(anchor: Anchor) -> bytes:
-    return json.dumps({"cycle": anchor.cycle, "id": anchor.id.hex()}).encode()
 
 
 def _read_anchor(path: Path) -> Anchor | None:

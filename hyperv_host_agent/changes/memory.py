@@ -142,9 +142,7 @@ class MemoryChangeSource:
     def ack(self, cycle: int, id: bytes) -> None:  # noqa: A002  # as the port
         with self._lock:
             named = Anchor(cycle, id)
-            if self._pending not in (None, named):
-                raise ValueError(f"cycle {cycle} is not the one that is pending")
-            if self._pending is None and self._anchor == named:
+            if self._pending != named:
                 return
             self._anchor, self._pending = named, None
             for bits in self._frozen.values():

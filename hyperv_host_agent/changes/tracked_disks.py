@@ -56,7 +56,7 @@ class Owner(Protocol):
     def close_point(self) -> None: ...
 
     def ack(self, point: Anchor) -> None:
-        """Raises NotTracked; ValueError when another point is pending."""
+        """Raises NotTracked."""
         ...
 
     def discard(self) -> None: ...
@@ -139,8 +139,11 @@ class TrackedDisks:
             if self._map is not None:
                 return
             create(self._folder, self._disks, boot=self._boot)
-            with self._writing:  # writes until here are before the first point, and that one reads everything
-                self._attach()
+            with self._writing:
+                found = ChangeMap(self._folder, self._disks, writable=True, boot=self._boot)
+                found.trust()  # writes until here are before the first point, and that one reads everything
+                found.attach()
+                self._map = found
 
     def open_point(self, point: Anchor, consistency: str) -> Opened:
         with self._operation():

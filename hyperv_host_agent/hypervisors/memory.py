@@ -29,6 +29,10 @@ class _Machine:
     source: MemoryChangeSource
     fenced: int | None = None
 
+    def state(self) -> MachineState:
+        wanted = self.purpose is Purpose.ORDINARY and self.power is Power.RUNNING
+        return MachineState(self.spec, self.power, self.purpose, autostart=wanted)
+
 
 def _zeros(disk: AttachedDisk) -> bytes:
     return bytes(disk.size)
@@ -60,8 +64,7 @@ class MemoryHypervisor:
             return [self.machine(vm_id) for vm_id in sorted(self._machines)]
 
     def machine(self, vm_id: str) -> MachineState:
-        machine = self._find(vm_id)
-        return MachineState(machine.spec, machine.power, machine.purpose)
+        return self._find(vm_id).state()
 
     def change_source(self, vm_id: str) -> MemoryChangeSource:
         return self._find(vm_id).source
@@ -130,5 +133,4 @@ class MemoryHypervisor:
 
     def _power(self, machine: _Machine, power: Power) -> None:
         machine.power = power
-        state = MachineState(machine.spec, machine.power, machine.purpose)
-        machine.source.machine = to_proto(state).SerializeToString(deterministic=True)
+        machine.source.machine = to_proto(machine.state()).SerializeToString(deterministic=True)

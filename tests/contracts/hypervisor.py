@@ -103,6 +103,17 @@ class HypervisorContract:
             rig.hypervisor.stop(spec.id, timeout=10)
             assert rig.hypervisor.machine(spec.id).power is Power.STOPPED
 
+    def test_a_vm_of_the_host_starts_with_it_unless_it_was_stopped_or_fenced(self, rig: Rig):
+        vm_id = rig.add_ordinary("web01")
+        rig.hypervisor.start(vm_id)
+        assert rig.hypervisor.machine(vm_id).autostart
+        rig.hypervisor.stop(vm_id, timeout=10)
+        assert not rig.hypervisor.machine(vm_id).autostart
+        rig.hypervisor.start(vm_id)
+        assert rig.hypervisor.machine(vm_id).autostart
+        rig.hypervisor.fence(vm_id, 2)
+        assert not rig.hypervisor.machine(vm_id).autostart
+
     def test_a_fenced_vm_is_stopped_and_does_not_start(self, rig: Rig):
         vm_id = rig.add_ordinary("web01")
         rig.hypervisor.start(vm_id)

@@ -92,7 +92,7 @@ def create_machine(
         memory_bytes=1 * GiB,
         disks=tuple(DiskGeometry(file.id, file.size, file.name) for file in files),
     )
-    hypervisor.define_with(spec, files, fill, purpose=Purpose.ORDINARY)
+    hypervisor.define_with(spec, files, fill, purpose=Purpose.ORDINARY, autostart=True)
     return spec.id
 
 

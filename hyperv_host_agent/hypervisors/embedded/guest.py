@@ -138,7 +138,13 @@ class Guest:
         report = verify_records([_Found(disks, disk, size) for disk, size in disks.sizes().items()])
         problems = list(report.problems) if self._labels else []
         self.sequence = report.newest
-        self._log.write("boot", recovered_sequence=report.newest, problems=problems, at=self._clock.now())
+        self._log.write(
+            "boot",
+            recovered_sequence=report.newest,
+            problems=problems,
+            tracking_doubt=disks.doubt,
+            at=self._clock.now(),
+        )
 
     def _goes_on_at(self, moment: float) -> bool:
         """Wait until the moment, and as long as it is frozen; False when it shall stop."""
@@ -197,9 +203,11 @@ def _run(folder: MachineFolder, run: Path, ready: int) -> None:
         if not free:
             raise MachineFailed(folder.spec.id, "its disks are in use by another process")
         socket = run / f"{safe_name(folder.spec.id)}.sock"
-        folder.guest_starts(socket)
+        before = folder.guest_starts(socket)
+        undo = stack.enter_context(contextlib.ExitStack())
+        undo.callback(folder.guest_failed, before)
         term = folder.fenced()
-        if term is not None:  # looked at behind the lock: a fence that comes later finds this process and stops it
+        if term is not None:  # looked at after this process made itself known: a later fence finds it and stops it
             raise MachineFenced(folder.spec.id, term)
         files = {disk.id: folder.open_disk(disk.id, True) for disk in folder.disks}
         labels = {disk: label for disk, file in files.items() if (label := read_label(file)) is not None}
@@ -208,6 +216,7 @@ def _run(folder: MachineFolder, run: Path, ready: int) -> None:
         guest = Guest(labels, log)
         disks = TrackedDisks(folder.path, files, quiet=guest.quiet)
         guest.recover(disks)
+        undo.pop_all()
 
         def answer(verb: str, words: Words) -> Words:
             match verb:

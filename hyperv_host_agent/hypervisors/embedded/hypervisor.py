@@ -116,7 +116,7 @@ class EmbeddedHypervisor:
             for file in files:
                 create_overlay(folder / file.file, file.size)
 
-        self.define_with(spec, files, fill, purpose=purpose)
+        self.define_with(spec, files, fill, purpose=purpose, autostart=False)
 
     def define_with(
         self,
@@ -125,6 +125,7 @@ class EmbeddedHypervisor:
         fill: Callable[[Path], None],
         *,
         purpose: Purpose,
+        autostart: bool,
     ) -> None:
         """A VM whose disk files `fill` makes in the new folder; there is no trace of it before they are complete."""
         described = replace(spec, disks=tuple(DiskGeometry(file.id, file.size, file.name) for file in files))
@@ -144,7 +145,7 @@ class EmbeddedHypervisor:
             new.mkdir(mode=0o700)
             try:
                 fill(new)
-                MachineFolder.write(new, spec, files, purpose)
+                MachineFolder.write(new, spec, files, purpose, autostart=autostart)
             except OSError as error:
                 shutil.rmtree(new, ignore_errors=True)
                 raise MachineFailed(spec.id, f"its disks cannot be made: {error}") from error
@@ -157,12 +158,15 @@ class EmbeddedHypervisor:
             term = folder.fenced()
             if term is not None:
                 raise MachineFenced(vm_id, term)
+            folder.stopped_on_purpose(False)
             if self._state(folder).power is not Power.RUNNING:
                 self._launch(folder)
 
     def stop(self, vm_id: str, *, timeout: float) -> None:
         with self._changing(vm_id):
-            self._stop(self._open(vm_id), timeout)
+            folder = self._open(vm_id)
+            folder.stopped_on_purpose(True)
+            self._stop(folder, timeout)
 
     def undefine(self, vm_id: str) -> None:
         with self._changing(vm_id):
@@ -223,7 +227,7 @@ class EmbeddedHypervisor:
             power = Power.RUNNING if guest is not None and guest.alive() else Power.STOPPED
         except MachineFailed:
             power = Power.UNKNOWN
-        return MachineState(folder.spec, power, folder.purpose)
+        return MachineState(folder.spec, power, folder.purpose, folder.autostart())
 
     def _launch(self, folder: MachineFolder) -> None:
         vm_id = folder.spec.id

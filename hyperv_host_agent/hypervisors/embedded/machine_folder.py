@@ -3,6 +3,7 @@
 machine.json     what it is: id, name, CPUs, memory, NICs, disks, purpose
 <disk>.raw       a flat disk, or <disk>.top and <disk>.present: an overlay on a recovery point
 fence.json       another host owns it in this term: it may not start
+stopped          it was stopped on purpose and does not start with its host
 guest.json       the guest process: pid, when it started, its control socket; left behind when it was killed
 guest.log        what the guest did, as JSON lines
 owner.lock, tracking/    see `hyperv_host_agent.changes.tracked_disks`
@@ -67,6 +68,7 @@ class MachineFolder:
     def __init__(self, path: Path, words: dict[str, Any]) -> None:
         self.path = path
         self.purpose = Purpose(words["purpose"])
+        self._autostart = bool(words["autostart"])
         self.disks = tuple(
             DiskFile(disk["id"], disk["name"], disk["size"], disk["file"], tuple(disk["layers"]))
             for disk in words["disks"]
@@ -96,12 +98,13 @@ class MachineFolder:
             raise MachineFailed(vm_id, f"its machine.json is unreadable: {error!r}") from error
 
     @staticmethod
-    def write(path: Path, spec: MachineSpec, disks: tuple[DiskFile, ...], purpose: Purpose) -> None:
+    def write(path: Path, spec: MachineSpec, disks: tuple[DiskFile, ...], purpose: Purpose, *, autostart: bool) -> None:
         words = {
             "format": FORMAT,
             "id": spec.id,
             "name": spec.name,
             "purpose": purpose.value,
+            "autostart": autostart,
             "cpus": spec.cpus,
             "memory_bytes": spec.memory_bytes,
             "nics": [list(nic) for nic in spec.nics],
@@ -143,6 +146,18 @@ class MachineFolder:
         except (ValueError, KeyError, TypeError):
             return 0
 
+    def autostart(self) -> bool:
+        """Whether it is to run whenever its host does."""
+        return self._autostart and not (self.path / "stopped").exists() and self.fenced() is None
+
+    def stopped_on_purpose(self, stopped: bool) -> None:
+        """Durable before it returns."""
+        if stopped:
+            (self.path / "stopped").touch()
+        else:
+            (self.path / "stopped").unlink(missing_ok=True)
+        sync_folder(self.path)
+
     def fence(self, term: int) -> None:
         replace(self.path / "fence.json", json.dumps({"term": max(term, self.fenced() or 0)}).encode())
 
@@ -159,13 +174,23 @@ class MachineFolder:
         except (ValueError, TypeError) as error:
             raise MachineFailed(self.spec.id, f"its guest.json is unreadable: {error!r}") from error
 
-    def guest_starts(self, socket: Path) -> None:
-        """The calling process is the guest."""
+    def guest_starts(self, socket: Path) -> bytes | None:
+        """The calling process is the guest. What is to be handed to `guest_failed` if it cannot start."""
+        path = self.path / "guest.json"
+        before = path.read_bytes() if path.exists() else None
         pid = os.getpid()
         words = {"pid": pid, "started": started(pid), "boot": this_boot().hex(), "socket": str(socket)}
         beside = self.path / "guest.json.new"
         beside.write_text(json.dumps(words))
-        beside.rename(self.path / "guest.json")
+        beside.rename(path)
+        return before
+
+    def guest_failed(self, before: bytes | None) -> None:
+        """It wrote nothing: the guest before it is the last one still."""
+        if before is None:
+            self.guest_ended()
+        else:
+            (self.path / "guest.json").write_bytes(before)
 
     def guest_ended(self) -> None:
         (self.path / "guest.json").unlink(missing_ok=True)
