@@ -68,6 +68,16 @@ class Scene:
     async def ended(self, answer: admin_pb2.ActionResponse | admin_pb2.JobRef) -> Job:
         return await self.plane.ended(answer.job_id)
 
+    async def ended_in_time(self, answer: admin_pb2.ActionResponse, *, step: float) -> Job:
+        """The job when it is final, while `step` seconds pass again and again."""
+
+        async def final() -> bool:
+            self.clock.advance(step)
+            return (await self.plane.jobs.get(answer.job_id)).final
+
+        await until(final, seconds=30)
+        return await self.plane.jobs.get(answer.job_id)
+
     async def audited(self, action: str) -> list[dict[str, str]]:
         """Facts of every record of an action, newest first."""
         return [dict(entry.facts) for entry in await self.plane.identity.audited() if entry.action == action]

@@ -1,0 +1,232 @@
+"""The session of a provider: what it survives, and what becomes of what it says."""
+
+import asyncio
+
+import pytest
+
+from tests.fakes.control_plane import EMPTY
+from tests.fakes.scene import Scene
+from tests.fakes.site import FakeSite, machine, until
+from twinsite.api.coordinator.v1 import admin_pb2, link_pb2, link_pb2_grpc
+from twinsite.api.types.v1 import commands_pb2, types_pb2
+from twinsite.errors import InvalidInput
+
+
+async def host_of(sites: Scene, name: str) -> admin_pb2.Host:
+    return await sites.admin.hosts.Show(admin_pb2.ShowRequest(name=name))
+
+
+async def vms(sites: Scene) -> dict[str, str]:
+    return {view.name: view.host for view in (await sites.admin.machines.List(EMPTY)).machines}
+
+
+async def test_a_provider_is_welcomed_with_the_vault_and_its_clouds(sites: Scene):
+    again = FakeSite(sites.plane.identity, sites.a.member, sites.a.clouds, sites.a.hosts)
+    async with again.connected():
+        assert again.welcome.vault_name == "demo"
+        assert again.welcome.coordinator_unix == int(sites.clock.now())
+        assert list(again.welcome.synced_clouds) == ["gold-a"]
+
+
+async def test_a_second_session_of_a_server_ends_the_first(sites: Scene):
+    again = FakeSite(sites.plane.identity, sites.a.member, sites.a.clouds, sites.a.hosts)
+    async with again.connected():
+        await until(lambda: sites.a.ended)
+        assert sites.a.ended is not None
+        assert sites.a.ended.code == "SESSION_REPLACED"
+        server = await sites.admin.servers.Show(admin_pb2.ShowRequest(name="vmm-a"))
+        assert server.connected
+        await until(lambda: sites.source.id in again.assignments)
+
+
+async def test_a_session_that_begins_without_hello_is_ended(sites: Scene):
+    async def up():
+        yield link_pb2.FromProvider(inventory=link_pb2.Inventory())
+        await asyncio.Event().wait()
+
+    async with sites.plane.identity.dial(sites.a.member) as channel:
+        with pytest.raises(InvalidInput) as refused:
+            async for _ in link_pb2_grpc.LinkStub(channel).Connect(up()):
+                pass
+    assert refused.value.code == "HELLO_MISSING"
+
+
+async def test_who_leaves_is_shown_as_not_connected_with_its_hosts(sites: Scene):
+    later = FakeSite(sites.plane.identity, await sites.plane.identity.register("vmm-c"))
+    host = await later.host("c1", "gold-c")
+    async with later.connected():
+        await sites.until_clouds("gold-c")
+        assert (await host_of(sites, "c1")).connected
+
+    async def gone() -> bool:
+        return not (await sites.admin.servers.Show(admin_pb2.ShowRequest(name="vmm-c"))).connected
+
+    await until(gone)
+    shown = await host_of(sites, "c1")
+    assert (shown.connected, shown.id, shown.state) == (False, host.id, "active")
+    assert shown.last_seen.seconds == int(sites.clock.now())
+
+
+async def test_junk_is_logged_and_ends_nothing(sites: Scene):
+    await sites.protect()
+    huge = 2**64 - 1
+    result = commands_pb2.CommandResult(id="j-00000000.1@1", ok=True, cycle=huge)
+    point = types_pb2.Point(vm_id=sites.vm.id, cycle=huge, consistency="crash")
+    junk = [
+        link_pb2.FromProvider(),
+        link_pb2.FromProvider(hello=link_pb2.Hello(agent_version="again")),
+        link_pb2.FromProvider(result=result),
+        link_pb2.FromProvider(result=commands_pb2.CommandResult()),
+        link_pb2.FromProvider(received=link_pb2.CommandReceived(id="' OR 1=1 --")),
+        link_pb2.FromProvider(
+            progress=commands_pb2.CommandProgress(id="x", percent=huge % 2**32, bytes_done=huge, bytes_total=huge)
+        ),
+        link_pb2.FromProvider(points=link_pb2.Points(host_id=sites.target.id, vm_id=sites.vm.id, points=[point])),
+        link_pb2.FromProvider(points=link_pb2.Points(host_id="nobody", vm_id="nothing")),
+        link_pb2.FromProvider(
+            statistics=link_pb2.Statistics(
+                statuses=[
+                    types_pb2.ReplicationStatus(vm_id="nothing", role=types_pb2.ROLE_SOURCE),
+                    types_pb2.ReplicationStatus(vm_id=sites.vm.id, role=99, committed_cycle=huge),
+                    types_pb2.ReplicationStatus(
+                        vm_id=sites.vm.id, role=types_pb2.ROLE_TARGET, state=99, committed_instant={"seconds": 2**62}
+                    ),
+                ]
+            )
+        ),
+        link_pb2.FromProvider(
+            inventory=link_pb2.Inventory(
+                version=huge, clouds=[link_pb2.Cloud(name="../x")], hosts=[link_pb2.HostPresence()]
+            )
+        ),
+    ]
+    for message in junk:
+        sites.b.send(message)
+    sites.b.report()
+    sites.commit()
+
+    async def read_to_the_end() -> bool:
+        return len(await sites.points()) == 2 or await sites.points() == [3]
+
+    await until(read_to_the_end)
+    assert sites.b.ended is None
+    assert (await sites.protection()).rpo_known
+
+
+async def test_nobody_speaks_for_the_hosts_of_another_server(sites: Scene):
+    await sites.protect()
+    newest = (await sites.protection()).newest_instant
+    liar = sites.a
+    liar.commit(sites.target, sites.vm.id, sites.clock.now() + 3600)  # points of b's host, told by a
+    sites.target.points[sites.vm.id].pop()
+    stolen = sites.target.status()
+    stolen.name = "b1"
+    stolen.machines.append(machine("planted"))
+    report = link_pb2.Inventory(version=99, hosts=[link_pb2.HostPresence(status=stolen, connected=True)])
+    liar.send(link_pb2.FromProvider(inventory=report))
+    liar.report()
+    marker = machine("marker")
+    sites.source.machines.append(marker)
+    liar.report()
+
+    async def read_to_the_end() -> bool:
+        return "marker" in await vms(sites)
+
+    await until(read_to_the_end)
+    assert (await host_of(sites, "b1")).server == "vmm-b"
+    assert "planted" not in await vms(sites)
+    assert (await sites.protection()).newest_instant == newest
+    assert len(await sites.points()) == 1
+
+
+async def test_what_is_no_longer_mentioned_is_missing_and_not_deleted(sites: Scene):
+    sites.a.clouds.clear()
+    kept = sites.a.hosts.pop(sites.source.id)
+    sites.a.report()
+
+    async def missing() -> bool:
+        return (await host_of(sites, "a1")).state == "missing"
+
+    await until(missing)
+    assert "web01" in await vms(sites)
+    for action in ("host.missing", "cloud.missing"):
+        assert len(await sites.audited(action)) == 1
+    sites.a.hosts[kept.id] = kept
+    sites.a.report()
+
+    async def back() -> bool:
+        return (await host_of(sites, "a1")).state == "active"
+
+    await until(back)
+
+
+async def test_a_host_its_provider_cannot_see_keeps_its_vms(sites: Scene):
+    sites.source.connected = False
+    machines = list(sites.source.machines)
+    sites.source.machines.clear()
+    sites.a.report()
+
+    async def away() -> bool:
+        return not (await host_of(sites, "a1")).connected
+
+    await until(away)
+    assert (await sites.show()).host == "a1"
+    assert not await sites.audited("vm.missing")
+    sites.source.machines += machines
+
+
+async def test_a_vm_that_moves_to_another_host_is_one_vm(sites: Scene):
+    other = await sites.a.host("a2", "gold-a")
+    sites.source.machines.remove(sites.vm)
+    other.machines.append(sites.vm)
+    sites.a.report()
+
+    async def moved() -> bool:
+        return (await vms(sites)).get("web01") == "a2"
+
+    await until(moved)
+    assert list(await vms(sites)) == ["web01"]
+
+
+async def test_copies_of_a_test_are_not_vms(sites: Scene):
+    copy = machine("web01 - Test")
+    copy.purpose = "test"
+    sites.source.machines.append(copy)
+    other = machine("other")
+    sites.source.machines.append(other)
+    sites.a.report()
+
+    async def seen() -> bool:
+        return "other" in await vms(sites)
+
+    await until(seen)
+    assert set(await vms(sites)) == {"web01", "other"}
+
+
+async def test_a_result_that_was_not_confirmed_is_sent_again_and_counts_once(sites: Scene):
+    await sites.protect()
+    answer = await sites.admin.machines.Test(admin_pb2.TestRequest(name="web01"))
+    assert (await sites.ended(answer)).state == "succeeded"
+    await until(lambda: set(sites.b.ledger) == sites.b.stored)
+    sites.b.stored.clear()
+    done = list(sites.target.done)
+    async with sites.b.connected():
+        await until(lambda: set(sites.b.ledger) == sites.b.stored)
+    assert sites.target.done == done
+    assert len((await sites.protection()).tests) == 1
+
+
+async def test_commands_wait_for_a_provider_that_is_away(sites: Scene):
+    away = FakeSite(sites.plane.identity, sites.b.member, sites.b.clouds, sites.b.hosts)
+    await sites.protect()
+    async with away.connected():  # ends the first session
+        await until(lambda: sites.b.ended)
+
+    async def alone() -> bool:
+        return not (await sites.admin.servers.Show(admin_pb2.ShowRequest(name="vmm-b"))).connected
+
+    await until(alone)
+    answer = await sites.admin.machines.Test(admin_pb2.TestRequest(name="web01"))
+    assert any("not connected" in sentence for sentence in answer.warnings)
+    async with away.connected():
+        assert (await sites.ended(answer)).state == "succeeded"
