@@ -5,10 +5,12 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from hyperv_host_agent.changes.base import Anchor, SourcePoint, SourceUnavailable, Tracking
+from hyperv_host_agent.changes.disk import Disk
 from hyperv_host_agent.changes.durable import locked
 from hyperv_host_agent.replication.cycle import DiskGeometry
 from tests.fakes.tracked_machine import TrackedMachine
@@ -354,3 +356,42 @@ def test_a_stopped_vm_that_ended_in_an_orderly_way_gives_application_consistent_
     machine.start()  # a guest that cannot be held still
     point = machine.source.open_point(1, name_of(1), consistency="application")
     assert point.consistency == "crash"
+
+
+class Gated:
+    """A disk whose next write waits at a gate, for a test to do something beside it."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        self.reached.set()
+        assert self.open.wait(30)
+        self._disk.write(offset, data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._disk, name)
+
+
+def test_a_point_is_never_opened_in_the_middle_of_a_write(machine: TrackedMachine):
+    machine.start()
+    anchored(machine)
+    assert machine.guest is not None
+    gate = Gated(machine.guest._disks[A.id])
+    machine.guest._disks[A.id] = cast("Disk", gate)
+    points: list[SourcePoint] = []
+    writing = threading.Thread(target=machine.write, args=(A.id, 0, b"new"))
+    opening = threading.Thread(
+        target=lambda: points.append(machine.source.open_point(2, name_of(2), consistency="crash"))
+    )
+    writing.start()
+    assert gate.reached.wait(30)
+    opening.start()
+    opening.join(0.3)
+    assert points == []
+    gate.open.set()
+    opening.join()
+    writing.join()
+    assert dirty(points[0], A) == {0}
+    assert points[0].read(A.id, Run(0, 1))[:3] == b"new"
