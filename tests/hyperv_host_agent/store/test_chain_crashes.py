@@ -11,21 +11,22 @@ from tests.fakes import store_workload, strace
 from tests.fakes.chain_rig import ChainRig
 from tests.fakes.store_workload import BEFORE, KEPT, VM, history, prepare, receive
 
+pytestmark = pytest.mark.system  # a few hundred processes
+
 SCRIPT = Path(store_workload.__file__)
 CALLS = ("pwrite64", "fsync", "fdatasync", "rename", "ftruncate", "unlink")
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def prepared(quick_path: Path) -> Path:
     strace.require_strace()
-    root = tmp_path_factory.mktemp("prepared") / "store"
-    prepare(root)
-    return root
+    prepare(quick_path / "prepared")
+    return quick_path / "prepared"
 
 
-def fresh(prepared: Path, tmp_path: Path) -> Path:
+def fresh(prepared: Path) -> Path:
     """The prepared store again."""
-    root = tmp_path / "store"
+    root = prepared.with_name("store")
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(prepared, root)
     return root
@@ -58,11 +59,9 @@ def reopened(root: Path) -> tuple[ChainRig, ChainReplica]:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_kill_at_any_call_while_receiving_loses_nothing_that_was_acknowledged(
-    prepared: Path, tmp_path: Path, call: str
-):
+def test_a_kill_at_any_call_while_receiving_loses_nothing_that_was_acknowledged(prepared: Path, call: str):
     cycle = history()[BEFORE]
-    root = fresh(prepared, tmp_path)
+    root = fresh(prepared)
     for said in strace.kill_points(SCRIPT, ["receive", str(root)], call=call, paths=touched(root)):
         rig, replica = reopened(root)
         state = replica.state()
@@ -77,12 +76,12 @@ def test_a_kill_at_any_call_while_receiving_loses_nothing_that_was_acknowledged(
         assert_points(rig, replica)
         replica.close()
         assert_tidy(root)
-        fresh(prepared, tmp_path)
+        fresh(prepared)
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_kill_at_any_call_while_maintaining_leaves_every_kept_point_whole(prepared: Path, tmp_path: Path, call: str):
-    root = fresh(prepared, tmp_path)
+def test_a_kill_at_any_call_while_maintaining_leaves_every_kept_point_whole(prepared: Path, call: str):
+    root = fresh(prepared)
     for said in strace.kill_points(SCRIPT, ["maintain", str(root)], call=call, paths=touched(root)):
         rig, replica = reopened(root)
         assert {point.cycle for point in replica.points()} >= {KEPT, BEFORE}
@@ -95,18 +94,16 @@ def test_a_kill_at_any_call_while_maintaining_leaves_every_kept_point_whole(prep
         replica.close()
         assert_tidy(root)
         assert "maintained" not in said or "True" in said
-        fresh(prepared, tmp_path)
+        fresh(prepared)
 
 
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
 @pytest.mark.parametrize("call", ["pwrite64", "fsync", "fdatasync", "rename", "ftruncate"])
 @pytest.mark.parametrize("work", ["receive", "maintain"])
-def test_a_call_that_fails_once_costs_no_point_and_no_restart(
-    prepared: Path, tmp_path: Path, call: str, error: str, work: str
-):
+def test_a_call_that_fails_once_costs_no_point_and_no_restart(prepared: Path, call: str, error: str, work: str):
     number, step, hit = 1, {"pwrite64": 3, "fsync": 2}.get(call, 1), True
     while hit:
-        root = fresh(prepared, tmp_path)
+        root = fresh(prepared)
         done = strace.run(SCRIPT, [work, str(root)], inject=f"{call}:error={error}:when={number}", paths=touched(root))
         assert done.returncode == 0, done.stderr
         hit = any(word in done.stdout for word in ("no-space", "write-failed", "not-opened", "False"))

@@ -19,8 +19,8 @@ from twinsite.extents import CLUSTER
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> ChainRig:
-    return ChainRig(tmp_path / "store")
+def rig(quick_path: Path) -> ChainRig:
+    return ChainRig(quick_path / "store")
 
 
 def filled(rig: ChainRig, count: int = 4) -> list[Cycle]:
@@ -57,10 +57,10 @@ def test_a_disk_without_a_change_gets_no_layer_unless_its_size_changed(rig: Chai
     ]
 
 
-def test_the_store_can_be_moved(rig: ChainRig, tmp_path: Path):
+def test_the_store_can_be_moved(rig: ChainRig, quick_path: Path):
     cycles = filled(rig)
-    shutil.move(rig.root, tmp_path / "elsewhere")
-    moved = ChainRig(tmp_path / "elsewhere")
+    shutil.move(rig.root, quick_path / "elsewhere")
+    moved = ChainRig(quick_path / "elsewhere")
     assert moved.content(moved.store.open(VM), 4, "disk-a") == cycles[3].content["disk-a"]
 
 

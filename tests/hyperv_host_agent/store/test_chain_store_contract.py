@@ -8,5 +8,5 @@ from tests.fakes.chain_rig import ChainRig
 
 class TestChainStore(ReplicaStoreContract):
     @pytest.fixture
-    def rig(self, tmp_path: Path) -> ChainRig:
-        return ChainRig(tmp_path / "store")
+    def rig(self, quick_path: Path) -> ChainRig:
+        return ChainRig(quick_path / "store")

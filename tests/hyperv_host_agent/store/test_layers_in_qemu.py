@@ -32,11 +32,11 @@ def qemu_img(*arguments: object) -> str:
     return done.stdout
 
 
-def assert_qemu_agrees(replica: Replica, cycle: Cycle, tmp_path: Path, checked: set[int] | None = None) -> None:
+def assert_qemu_agrees(replica: Replica, cycle: Cycle, quick_path: Path, checked: set[int] | None = None) -> None:
     """The disks at the point are the source's at the instant, and every layer under them is sound."""
     checked = set() if checked is None else checked  # a layer is never modified: once is enough
     for disk in replica.attach(cycle.header.number, "qemu"):
-        truth = tmp_path / "truth.raw"
+        truth = quick_path / "truth.raw"
         truth.write_bytes(cycle.content[disk.id])
         for layer in disk.layers:
             if layer.stat().st_ino in checked:
@@ -51,21 +51,21 @@ def assert_qemu_agrees(replica: Replica, cycle: Cycle, tmp_path: Path, checked: 
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_every_committed_cycle_of_disks_that_shrink_and_grow(tmp_path: Path, seed: int):
-    rig, machine = ChainRig(tmp_path / "store"), new_machine(seed)
+def test_every_committed_cycle_of_disks_that_shrink_and_grow(quick_path: Path, seed: int):
+    rig, machine = ChainRig(quick_path / "store"), new_machine(seed)
     replica = rig.store.create(VM, term=1)
     cycles = []
     for _ in range(7):
         cycles.append(machine.cycle())
         send(replica, cycles[-1])
-        assert_qemu_agrees(replica, cycles[-1], tmp_path)
+        assert_qemu_agrees(replica, cycles[-1], quick_path)
         machine.scribble_and_resize()
     for cycle in cycles:
-        assert_qemu_agrees(replica, cycle, tmp_path)
+        assert_qemu_agrees(replica, cycle, quick_path)
 
 
-def test_merged_layers(tmp_path: Path):
-    rig, machine = ChainRig(tmp_path / "store"), new_machine(9)
+def test_merged_layers(quick_path: Path):
+    rig, machine = ChainRig(quick_path / "store"), new_machine(9)
     machine.write("disk-a", 0, machine.random.randbytes(20 * CLUSTER))  # a base that is not worth rewriting
     replica = rig.store.create(VM, term=1)
     kept: dict[int, Cycle] = {}
@@ -82,28 +82,28 @@ def test_merged_layers(tmp_path: Path):
         if report.merged:
             checked: set[int] = set()
             for point in kept.values():
-                assert_qemu_agrees(replica, point, tmp_path, checked)
+                assert_qemu_agrees(replica, point, quick_path, checked)
         machine.scribble_and_resize()
     assert any(group[0] > 1 for group in merged)
     assert any(group[0] == 1 for group in merged)
     assert list(kept) == [10, 20, 30, 40, 43]
 
 
-def test_layers_of_noise_of_nothing_and_of_a_terabyte(tmp_path: Path):
+def test_layers_of_noise_of_nothing_and_of_a_terabyte(quick_path: Path):
     machine = Machine(VM, {"noise": bytearray(70 * CLUSTER), "nothing": bytearray(CLUSTER)}, compress_runs=64)
     machine.write("noise", 0, machine.random.randbytes(70 * CLUSTER))
     first = machine.cycle()
-    replica = ChainRig(tmp_path / "store").store.create(VM, term=1)
+    replica = ChainRig(quick_path / "store").store.create(VM, term=1)
     send(replica, first)
     machine.dirty["nothing"] = {0}
     second = machine.cycle()
     send(replica, second)
     for cycle in (first, second):
-        assert_qemu_agrees(replica, cycle, tmp_path)
+        assert_qemu_agrees(replica, cycle, quick_path)
 
 
-def test_a_terabyte_that_is_nearly_empty_and_then_trimmed(tmp_path: Path):
-    replica = ChainRig(tmp_path / "store").store.create(VM, term=1)
+def test_a_terabyte_that_is_nearly_empty_and_then_trimmed(quick_path: Path):
+    replica = ChainRig(quick_path / "store").store.create(VM, term=1)
     size, parent = 1 << 40, b""
     far = [3, 8191, 8192, 150_000, size // CLUSTER - 1]
     wanted = dict.fromkeys(far, b"here" * (CLUSTER // 4))
@@ -136,10 +136,10 @@ def test_a_terabyte_that_is_nearly_empty_and_then_trimmed(tmp_path: Path):
     assert [cluster for cluster, _ in replica.fingerprints("big", 0, size)] == [3, far[-1]]
 
 
-def test_what_qemu_wrote_is_read(tmp_path: Path):
+def test_what_qemu_wrote_is_read(quick_path: Path):
     machine = new_machine(2)
     content = bytes(machine.disks["disk-b"])
-    raw, plain, packed, over = (tmp_path / name for name in ("raw", "plain.qcow2", "packed.qcow2", "over.qcow2"))
+    raw, plain, packed, over = (quick_path / name for name in ("raw", "plain.qcow2", "packed.qcow2", "over.qcow2"))
     raw.write_bytes(content)
     qemu_img("convert", "-f", "raw", "-O", "qcow2", raw, plain)
     qemu_img("convert", "-f", "raw", "-O", "qcow2", "-c", "-o", "compression_type=zstd", raw, packed)

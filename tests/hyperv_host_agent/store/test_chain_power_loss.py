@@ -1,0 +1,58 @@
+"""The store on disk after a power loss at every system call, with every doubt the file system may have."""
+
+from pathlib import Path
+
+import pytest
+
+from hyperv_host_agent.store.replica import ChainReplica
+from tests.fakes import store_workload
+from tests.fakes.chain_rig import ChainRig
+from tests.fakes.power_loss import Disk, record
+from tests.fakes.store_workload import BEFORE, KEPT, VM, history, prepare, receive
+
+SCRIPT = Path(store_workload.__file__)
+SEEDS = 3
+
+
+def assert_points(rig: ChainRig, replica: ChainReplica) -> None:
+    cycles = history()
+    for point in replica.points():
+        assert cycles[point.cycle - 1].header.id == point.id
+        for disk, content in cycles[point.cycle - 1].content.items():
+            assert rig.content(replica, point.cycle, disk) == content
+    assert list(replica.verify()) == []
+
+
+@pytest.mark.parametrize("work", ["receive", "maintain"])
+def test_a_power_loss_at_any_call_loses_nothing_that_was_acknowledged(quick_path: Path, work: str):
+    root, left = quick_path / "store", quick_path / "left"
+    prepare(root)
+    disk = Disk(root)
+    calls = record(SCRIPT, [work, str(root)], root, quick_path / "log")
+    assert len(calls) > 40
+    synced, said, states = 0, "", 0
+    for call in calls:
+        if call.flags == "stdout":
+            said += call.data.decode()
+            lines = said.split("\n")[:-1]
+            synced = max([0, *(int(line.split()[1]) for line in lines if line.startswith("synced"))])
+            continue
+        disk.apply(call)
+        if call.name == "openat" and "O_CREAT" not in call.flags:
+            continue
+        for _ in disk.states(left, SEEDS):
+            states += 1
+            rig = ChainRig(left)
+            replica = rig.store.open(VM)
+            state = replica.state()
+            assert state.committed is not None
+            if work == "receive":
+                if f"committed {BEFORE + 1}" in said:
+                    assert state.committed.number == BEFORE + 1
+                elif state.committed.number == BEFORE:
+                    assert (state.unfinished.durable if state.unfinished else 0) >= synced
+                receive(replica, history()[BEFORE])
+            assert {point.cycle for point in replica.points()} >= {KEPT, BEFORE}
+            assert_points(rig, replica)
+            replica.close()
+    assert states > 200
