@@ -134,7 +134,6 @@ class Sender:
         self._confirmed = False  # the source was told once what is committed
         self._clean = False  # no point of an earlier process waits in the source
         self._flight = state.flight
-        self._written = state.flight is not None  # the flight is in the stored state
         self._spool: tuple[Ready, ...] | None = None
         self._durable = 0  # batches of the spool that were acked and may be gone from it
         self._plan: resync.Plan | None = None
@@ -208,7 +207,7 @@ class Sender:
             case PointRead():
                 return self._take_spool(event)
             case Applied(sound):
-                return self._take_applied(sound)
+                return self._take_applied(sound=sound)
             case SliceRead() | Durable() | CommitAcked() | StreamLost():
                 stream = self._stream
                 # Anything of a stream that is over says nothing about the one that runs.
@@ -306,7 +305,6 @@ class Sender:
         )
         if plan.kind is Kind.DELTA:
             self._flight = Flight(header, None, plan.suppress)
-            self._written = False
             self._waiting = _Waiting.READ
             return [ReadPoint(header, plan.suppress, resync.added(self._state, event.disks))]
         # A copy is not read from the point, which would stay open for hours. The point is its anchor: whatever is
@@ -356,12 +354,16 @@ class Sender:
         term = self._state.term
         if flight.header.term != term:  # it rose while the cycle waited; this side stayed the owner
             flight = self._flight = replace(flight, header=replace(flight.header, term=term))
+        actions: list[Action] = []
+        if flight.checkpoint is not None and flight.ended:  # what comes after the checkpoint is read again
+            flight = self._flight = replace(flight, ended=False)
+            actions = self._persist(replace(self._state, flight=flight))
         digest = after.digest
         if self._spool is not None and after.sequence:
             digest = self._spool[after.sequence - 1].digest
         self._streams += 1
         self._stream = _Stream(self._streams, after.sequence, digest, position=after.position)
-        return [BeginStream(self._streams, flight.header, after.sequence)]
+        return [*actions, BeginStream(self._streams, flight.header, after.sequence), *self._pump(self._stream)]
 
     def _pump(self, stream: _Stream) -> list[Action]:
         """Hand over what the window takes, then the end."""
@@ -404,7 +406,8 @@ class Sender:
         stream.ended = True
         self._ended = self._now
         actions: list[Action] = [StorePending(flight.header.id, stream.sent)]
-        if not self._written:
+        if not flight.ended:
+            flight = self._flight = replace(flight, ended=True)
             actions += self._persist(replace(self._state, flight=flight))
         return [*actions, SendEnd(stream.number, stream.sent, stream.sent_digest)]
 
@@ -449,10 +452,13 @@ class Sender:
     # ------------------------------------------------------------------------------------------ how it ends
 
     def _arrived(self, flight: Flight) -> list[Action]:
+        if not flight.ended:
+            # Only a state folder that was restored from an older copy says so: not all fingerprints are in it.
+            return [*self._take_applied(sound=False), *self._next()]
         self._waiting = _Waiting.APPLIED
         return [ApplyPending(flight.header, flight.complete)]
 
-    def _take_applied(self, sound: bool) -> list[Action]:
+    def _take_applied(self, *, sound: bool) -> list[Action]:
         self._waiting = None
         flight = self._flight
         if flight is None:
@@ -542,7 +548,6 @@ class Sender:
 
     def _persist(self, state: SenderState) -> list[Action]:
         self._state = state
-        self._written = state.flight is not None
         return [Persist(state)]
 
     # ------------------------------------------------------------------------------------------- for people

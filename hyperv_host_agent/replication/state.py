@@ -32,8 +32,9 @@ class Flight:
     """A cycle on its way. A copy is written down when it starts, a cycle from a point just before its `end` is sent."""
 
     header: CycleHeader
-    checkpoint: Checkpoint | None  # of a copy; None: the cycle was read from a point, its fingerprints are all durable
+    checkpoint: Checkpoint | None  # of a copy; None: the cycle was read from a point
     suppressed: bool  # clusters were left out because the fingerprint index said the target has them
+    ended: bool = False  # all its fingerprints are stored; its end may have been sent
 
     @property
     def named(self) -> Committed:
@@ -74,6 +75,7 @@ def dump(state: SenderState) -> bytes:
             and {
                 "header": _header(flight.header),
                 "suppressed": flight.suppressed,
+                "ended": flight.ended,
                 "checkpoint": flight.checkpoint
                 and {
                     "sequence": flight.checkpoint.sequence,
@@ -109,6 +111,7 @@ def load(data: bytes) -> SenderState:
             if point
             else None,
             suppressed=flight["suppressed"],
+            ended=flight["ended"],
         )
         if flight
         else None,

@@ -32,14 +32,14 @@ class Guest:
         self.world = world
         self.running = True
         self.silent = False
-        self.sizes = {"disk-a": world.rng.randint(6, 16), "disk-b": world.rng.randint(3, 10)}
+        self.sizes = {"disk-a": world.rng.choice((6, 16, 60)), "disk-b": world.rng.randint(3, 10)}
         self.content: Content = {disk: {} for disk in self.sizes}
         self.past: dict[tuple[str, int], list[int]] = {}
         self.written = 0
         self.disks_made = 2
         self.tracking = Tracking(self)
         self.pace = world.between(0.05, 0.6)
-        for _ in range(world.rng.randint(0, 12)):
+        for _ in range(world.rng.choice((0, 12, 80))):
             self.write()
 
     def live(self) -> None:

@@ -15,7 +15,7 @@ from tests.simulation.target import VM, BatchSent, Target
 from tests.simulation.world import Violation, World
 from twinsite.extents import CLUSTER, clusters
 
-TROUBLE = 150.0  # seconds of virtual time in which things go wrong
+TROUBLE = 300.0  # seconds of virtual time in which things go wrong
 HEALING = 120.0  # after which everything must be well again
 FAULTS = {  # mean seconds between two of a kind, in the runs that have that kind
     "source_dies": 20,
@@ -68,15 +68,18 @@ class Scenario:
         self.recoverable = 0
         self.source = plan.source(world, self.guest, self.network, self.target)
         self.target.grants = self.granted
+        self.source.judge_index = self.judge_index
         self.stored = (copy.copy(self.source.disk), 0)
         self.trouble = True
         self.happened: list[str] = []
         self.fails_over = world.chance(0.25)
-        kinds = [kind for kind in FAULTS if world.chance(0.4)]
+        share = world.rng.choice((0.1, 0.2, 0.4))
+        kinds = [kind for kind in FAULTS if world.chance(share)]
+        rate = world.rng.choice((0.5, 1.0, 2.0))
         for kind in kinds:
-            self.again(kind, FAULTS[kind])
+            self.again(kind, FAULTS[kind] / rate)
         for host in (self.source, self.target):
-            host.deadly = world.rng.choice((0.0, 0.0, 0.002, 0.01))
+            host.deadly = world.rng.choice((0.0, 0.002, 0.01, 0.03))
         self.source.flaky = world.rng.choice((0.0, 0.0, 0.05))
         self.backup_source()
         self.backup_target()
@@ -231,6 +234,8 @@ class Scenario:
         if self.fails_over:
             self.fail_over()
         world.run(TROUBLE + HEALING / 2)
+        if not self.fails_over and self.source.sender.state.instant < TROUBLE:
+            raise Violation("no recovery point came in the minute after healing")
         self.guest.silent = True
         still = self.guest.snapshot()
         self.source.feed(SyncRequested())
@@ -280,16 +285,18 @@ class Scenario:
         if not infos or infos[-1].cycle <= before or not infos[-1].recoverable:
             raise Violation("no cycle came after healing")
         compare(self.target, infos[-1].cycle, still, "after healing the target")
-        if sender.state.trusted:
-            self.compare_index()
 
-    def compare_index(self) -> None:
-        index = self.source.disk.index or {}
-        for disk, size in self.guest.sizes.items():
-            held = dict(self.target.replica.fingerprints(disk, 0, size))
-            known = {c: f for c, f in index.get(disk, {}).items() if f != content.fingerprint(content.ZERO)}
+    def judge_index(self) -> None:
+        """Called when the source has stored a state that trusts its index."""
+        state = self.source.sender.state
+        index = self.source.disk.index
+        if index is None or not self.target.up or state.committed != self.target.replica.state().committed:
+            return
+        for disk in state.disks:
+            held = dict(self.target.replica.fingerprints(disk.id, 0, clusters(disk.size)))
+            known = {c: f for c, f in index.get(disk.id, {}).items() if f != content.fingerprint(content.ZERO)}
             if held != known:
-                raise Violation(f"the index of {disk} is not what the target has")
+                raise Violation(f"the index of {disk.id} is not what the target has")
 
 
 def compare(target: Target, cycle: int, snapshot: Snapshot, what: str) -> None:

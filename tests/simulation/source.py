@@ -66,6 +66,7 @@ class Source:
         self.deadly = 0.0  # chance to die before an action
         self.flaky = 0.0  # chance that the source cannot be read
         self.clusters_per_batch = world.rng.randint(1, 4)
+        self.judge_index: Callable[[], None] = lambda: None
         self.boot()
 
     # ------------------------------------------------------------------------------------------- life and death
@@ -133,6 +134,8 @@ class Source:
                 self.later(max(0.0, at - self.world.now), lambda: number == self.wakes and self.feed(say.Woke()))
             case say.Persist(state):
                 self.disk.state = states.dump(state)
+                if state.trusted and state.flight is None:
+                    self.judge_index()
             case say.AskTarget():
                 self.ask_target()
             case say.AskSource():
