@@ -18,7 +18,7 @@ import xxhash
 
 from hyperv_host_agent.replication.cycle import Batch, CycleHeader, DiskGeometry, Kind
 from hyperv_host_agent.store.files import sync_data, write_all
-from twinsite.digest import FINGERPRINT_BYTES
+from twinsite.digest import CHAIN_START, FINGERPRINT_BYTES
 from twinsite.extents import Run
 
 _FRAME: Final = struct.Struct("<IQ")  # length of the body, its xxh3
@@ -48,7 +48,7 @@ class Journal:
     def __init__(self, path: Path, fd: int, header: CycleHeader) -> None:
         self.path, self.header = path, header
         self.durable = 0  # newest marked batch
-        self.durable_digest = b""
+        self.durable_digest = CHAIN_START
         self._fd = fd
         self._start = 0  # of the first record after the header
         self._end = 0  # past the last record that counts
@@ -108,7 +108,7 @@ class Journal:
         """Forget, durably, what came after batch `sequence`. Raises OSError; ValueError if it is not durable."""
         if sequence > self.durable:
             raise ValueError(f"batch {sequence} is not durable, {self.durable} is")
-        end, digest = self._start, b""
+        end, digest = self._start, CHAIN_START
         for at, body in _records(self._fd, self._start):
             if at > self._end or not sequence:
                 break

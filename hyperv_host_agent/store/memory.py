@@ -18,7 +18,7 @@ from hyperv_host_agent.store.base import (
     ReplicaMissing,
 )
 from hyperv_host_agent.store.formats import zstd_frame
-from twinsite.digest import fingerprint, is_zero
+from twinsite.digest import CHAIN_START, fingerprint, is_zero
 from twinsite.extents import CLUSTER, clusters
 
 _ZEROS = bytes(CLUSTER)
@@ -141,9 +141,10 @@ class MemoryReplica:
         if kept.points:
             newest = kept.points[max(kept.points)].info
             committed = Committed(newest.cycle, newest.id)
-        if kept.receiving and kept.receiving.durable:
+        if kept.receiving:
             header, durable = kept.receiving.header, kept.receiving.durable
-            unfinished = Unfinished(header.number, header.id, durable, kept.receiving.batches[durable - 1][1])
+            digest = kept.receiving.batches[durable - 1][1] if durable else CHAIN_START
+            unfinished = Unfinished(header.number, header.id, durable, digest)
         return TargetState(kept.term, committed, unfinished)
 
     def set_term(self, term: int) -> None:

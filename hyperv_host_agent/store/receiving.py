@@ -72,10 +72,8 @@ class Receiving:
         return self._journal.header
 
     @property
-    def unfinished(self) -> Unfinished | None:
+    def unfinished(self) -> Unfinished:
         """The part that is durable."""
-        if not self._journal.durable:
-            return None
         return Unfinished(self.header.number, self.header.id, self._journal.durable, self._journal.durable_digest)
 
     @property

@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from hyperv_host_agent.replication.cycle import Batch, Kind, TargetState
+from hyperv_host_agent.replication.cycle import Batch, Kind, TargetState, Unfinished
 from hyperv_host_agent.store.base import (
     BadBatch,
     BadName,
@@ -19,7 +19,7 @@ from hyperv_host_agent.store.base import (
 )
 from hyperv_host_agent.store.formats import zstd_frame
 from tests.fakes.replicated_machine import Cycle, Machine, batch_of, fingerprints, frame_of, send, stage
-from twinsite.digest import fingerprint
+from twinsite.digest import CHAIN_START, fingerprint
 from twinsite.extents import CLUSTER, Run
 
 VM: Final = "5f2c7a10-0000-4000-8000-000000000001"
@@ -182,7 +182,7 @@ class ReplicaStoreContract:
     def test_what_was_synced_survives_a_power_loss_and_the_cycle_goes_on(self, rig: Rig, replica: Replica):
         cycle = new_machine().cycle()
         replica.begin(cycle.header, resume_after=0)
-        assert replica.state().unfinished is None
+        assert replica.state().unfinished == Unfinished(1, cycle.header.id, 0, CHAIN_START)
         stage(replica, cycle.batches[:4])
         assert replica.sync() == 4
         stage(replica, cycle.batches[4:6])
@@ -208,6 +208,8 @@ class ReplicaStoreContract:
         with pytest.raises(ValueError, match="not durable"):
             replica.begin(cycle.header, resume_after=5)
         replica.begin(cycle.header, resume_after=back_to)
+        chain = cycle.batches[back_to - 1][1] if back_to else CHAIN_START
+        assert replica.state().unfinished == Unfinished(1, cycle.header.id, back_to, chain)
         with pytest.raises(BadBatch):
             replica.put(*cycle.batches[back_to + 1])
         stage(replica, cycle.batches[back_to:])

@@ -36,8 +36,8 @@ def test_a_power_loss_at_any_call_loses_nothing_that_was_acknowledged(quick_path
             said += call.data.decode()
             lines = said.split("\n")[:-1]
             synced = max([0, *(int(line.split()[1]) for line in lines if line.startswith("synced"))])
-            continue
-        disk.apply(call)
+        else:
+            disk.apply(call)
         if call.name == "openat" and "O_CREAT" not in call.flags:
             continue
         for _ in disk.states(left, SEEDS):
