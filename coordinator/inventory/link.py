@@ -18,6 +18,7 @@ from twinsite.errors import TwinsiteError
 
 log = structlog.get_logger()
 HELLO_SECONDS: Final = 10
+_ALIVE_SECONDS: Final = 15.0
 _WAITING: Final = 256  # messages for a provider that reads slowly; then we produce no more
 _TEXT: Final = 500  # characters of a progress message
 
@@ -79,6 +80,7 @@ class Sessions:
                 group.create_task(self._write(session, write)),
                 group.create_task(self._commands(session)),
                 group.create_task(self._assignments(session)),
+                group.create_task(self._alive(session)),
             ]
             async for message in messages:
                 await self._take(session, message)
@@ -156,6 +158,12 @@ class Sessions:
                     continue
                 sent[assignments.host_id] = assignments.version
                 await session.outbox.put(link_pb2.ToProvider(assignments=assignments))
+
+    async def _alive(self, session: _Session) -> None:
+        """Dead peers are noticed by the transport; this keeps the instant of "last seen" near the truth."""
+        while True:
+            await self._clock.sleep(_ALIVE_SECONDS)
+            await self._inventory.heard(session.server_id)
 
     # ---- up -----------------------------------------------------------------------------------------------------
 

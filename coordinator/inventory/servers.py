@@ -67,7 +67,7 @@ class Servers:
             return answer
         hosts = await self._members.revoke(view.id, actor=by.actor, address=by.address, reason=by.reason)
         async with self._database.write() as connection:
-            await store.unregister(connection, view.id)
+            await store.unregister(connection, view.id, now=now)
             await self._pairing.forget_hosts(connection, hosts)
             return await by.done(connection, f"server/{view.name}", answer, now=now, facts={"id": view.id})
 

@@ -100,9 +100,9 @@ async def hosts(connection: AsyncConnection) -> dict[str, HostView]:
     found = {}
     for host in await store.list_hosts(connection):
         link = links.get(host.server_id)
-        linked = link is not None and link.connected
-        connected = linked and host.connected
-        seen = max(host.last_seen, link.last_seen if link is not None and connected else 0.0)
+        connected = link is not None and link.connected and host.connected
+        # What a server says of its hosts holds for as long as its session does.
+        seen = max(host.last_seen, link.last_seen if link is not None and host.connected else 0.0)
         found[host.id] = HostView(host, names.get(host.server_id, host.server_id), connected, seen)
     return found
 
@@ -162,7 +162,7 @@ class Inventory:
             await store.disconnect_all(connection)
             registered = {server.id for server in await access.list_servers(connection)}
             for server_id in {cloud.server_id for cloud in await store.list_clouds(connection)} - registered:
-                await store.unregister(connection, server_id)
+                await store.unregister(connection, server_id, now=self._clock.now())
 
     async def connected(self, server_id: str, agent_version: str) -> list[str]:
         """A provider said hello; the names of the clouds known of it."""
@@ -175,7 +175,12 @@ class Inventory:
 
     async def disconnected(self, server_id: str) -> None:
         async with self._database.write() as connection:
-            await store.disconnect(connection, server_id)
+            await store.disconnect(connection, server_id, now=self._clock.now())
+
+    async def heard(self, server_id: str) -> None:
+        """Its session lives."""
+        async with self._database.write() as connection:
+            await store.touch_link(connection, server_id, now=self._clock.now())
 
     async def apply(self, server_id: str, report: Report) -> Changes:
         """Make the report what is known of the site; what that changed for others."""

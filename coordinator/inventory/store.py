@@ -158,10 +158,9 @@ async def touch_link(
     await connection.execute(sa.update(server_links).where(server_links.c.server_id == server_id).values(**values))
 
 
-async def disconnect(connection: AsyncConnection, server_id: str) -> None:
-    await connection.execute(
-        sa.update(server_links).where(server_links.c.server_id == server_id).values(connected=False)
-    )
+async def disconnect(connection: AsyncConnection, server_id: str, *, now: float) -> None:
+    where = (server_links.c.server_id == server_id, server_links.c.connected.is_(True))
+    await connection.execute(sa.update(server_links).where(*where).values(connected=False, last_seen=now))
 
 
 async def disconnect_all(connection: AsyncConnection) -> None:
@@ -259,7 +258,7 @@ async def put_host(
     now: float,
     known: Host | None,
 ) -> None:
-    """`now` becomes its last_seen only when the provider says it is connected."""
+    """Its last_seen is `now` when it is connected, and when it was until now."""
     values = {
         "server_id": server_id,
         "name": host.name,
@@ -272,7 +271,7 @@ async def put_host(
         "replication_address": host.replication_address,
         "free_bytes": host.free_bytes,
         "total_bytes": host.total_bytes,
-        "last_seen": now if host.connected or known is None else known.last_seen,
+        "last_seen": now if host.connected or known is None or known.connected else known.last_seen,
     }
     if known is None:
         await connection.execute(sa.insert(hosts).values(id=host.id, **values))
@@ -325,11 +324,11 @@ async def mark_machine_missing(connection: AsyncConnection, vm_id: str, host_id:
     await connection.execute(sa.update(machines).where(*where).values(state=MISSING, last_seen=last_seen))
 
 
-async def unregister(connection: AsyncConnection, server_id: str) -> None:
+async def unregister(connection: AsyncConnection, server_id: str, *, now: float) -> None:
     """Everything of a removed server leaves the lists; the rows stay, as evidence."""
     for target in (clouds, networks, classifications):
         await connection.execute(sa.update(target).where(target.c.server_id == server_id).values(state=UNREGISTERED))
     await connection.execute(
         sa.update(hosts).where(hosts.c.server_id == server_id).values(state=UNREGISTERED, connected=False)
     )
-    await disconnect(connection, server_id)
+    await disconnect(connection, server_id, now=now)

@@ -47,6 +47,7 @@ class Desired:
 
     async def publish(self, connection: AsyncConnection, host_ids: Iterable[str]) -> None:
         """Store a new version for each of these hosts whose work changed. Call `changed` after the commit."""
+        await store.alone(connection)
         pairs = {pair.id: pair.policy for pair in await store.list_pairs(connection)}
         addresses = {host.id: host.replication_address for host in await inventory.list_hosts(connection)}
         for host_id in sorted(set(host_ids)):
@@ -62,6 +63,7 @@ class Desired:
 
     async def overtake(self, connection: AsyncConnection, host_id: str, held: int) -> types_pb2.Assignments:
         """The host's assignments in a version greater than one its provider holds, for instance of a lost database."""
+        await store.alone(connection)
         before = await store.get_published(connection, host_id)
         if before is None:
             await self.publish(connection, [host_id])

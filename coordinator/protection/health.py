@@ -7,7 +7,7 @@ from coordinator.protection.model import REPLICATING, Phase
 from twinsite.api.types.v1 import types_pb2
 from twinsite.units import duration
 
-FRESH_SECONDS: Final = 60.0  # a report older than this says nothing about now
+FRESH_SECONDS: Final = 60.0  # so long the last word of a host that went away still counts
 SLACK_SECONDS: Final = 10.0  # between a commit and our hearing of it
 SLOW_CYCLE_SECONDS: Final = 300.0
 
@@ -27,23 +27,26 @@ _STATES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """What one of the two hosts said last of one VM."""
+    """What one of the two hosts said last of one VM.
+
+    Hosts say what changed, when it changed. So while a host is connected its last word holds, however old.
+    """
 
     host: str  # its name
     connected: bool  # the host to its provider and that to us
-    received: float = 0.0  # seconds since 1970, 0: it never reported
+    heard: float = 0.0  # seconds since 1970: when its last word was known to hold; 0: it never said one
     status: types_pb2.ReplicationStatus | None = None
 
     def fresh(self, now: float) -> bool:
-        return self.status is not None and now - self.received <= FRESH_SECONDS
+        return self.status is not None and (self.connected or now - self.heard <= FRESH_SECONDS)
 
     def silence(self, now: float) -> str:
-        """A sentence when nothing is heard of the host now, else empty."""
-        if self.connected and self.fresh(now):
+        """A sentence when the host says nothing now, else empty."""
+        if self.status is None:
+            return f"host {self.host} has not reported yet"
+        if self.connected:
             return ""
-        state = "has not reported" if self.connected else "is not connected and has not reported"
-        since = f"for {duration(max(0.0, now - self.received))}" if self.received else "yet"
-        return f"host {self.host} {state} {since}"
+        return f"host {self.host} is not connected and has not reported for {duration(max(0.0, now - self.heard))}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -81,6 +81,7 @@ async def clean_up(context: TaskContext, jobs: Jobs, order: commands_pb2.HostCom
 async def _postpone(context: TaskContext, jobs: Jobs, order: commands_pb2.HostCommand, *, vm_id: str, what: str) -> str:
     """Repeatable: the leftover names the one job there is."""
     async with context.database.write() as connection:
+        await store.alone(connection)
         held = await store.get_leftover(connection, vm_id, order.host_id)
         if held is not None:
             return held

@@ -38,6 +38,7 @@ class Pairs:
         """Take the two clouds and enqueue the checks; with `dry_run` only what can be wrong is raised."""
         now = self._clock.now()
         async with self._database.write() as connection:
+            await store.alone(connection)
             before = await by.repeated(connection, admin_pb2.JobRef, now=now)
             if before is not None:
                 return before
@@ -89,6 +90,7 @@ class Pairs:
         """Raises PairInUse while VMs are protected through it, PairNotReady while its job runs."""
         now = self._clock.now()
         async with self._database.write() as connection:
+            await store.alone(connection)
             before = await by.repeated(connection, admin_pb2.RemoveResponse, now=now)
             if before is not None:
                 return before

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator import audit
@@ -33,6 +34,7 @@ class Reports:
         """Keep what hosts of this server say of VMs they are source or target of; the rest is not theirs to say."""
         now = self._clock.now()
         async with self._database.write() as connection:
+            await store.alone(connection)
             await inventory_store.touch_link(connection, server_id, now=now)
             servers = await inventory.host_servers(connection)
             known = {item.vm_id: item for item in await store.list_protected(connection)}
@@ -73,6 +75,7 @@ class Reports:
     async def points(self, server_id: str, points: link_pb2.Points) -> None:
         """All points of one VM at its target host; those with impossible numbers are left out."""
         async with self._database.write() as connection:
+            await store.alone(connection)
             item = await store.get_protected(connection, points.vm_id)
             servers = await inventory.host_servers(connection)
             if item is None or item.target_host != points.host_id or servers.get(points.host_id) != server_id:
@@ -114,16 +117,20 @@ class Reports:
     # ---- the duty -----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Reconcile now and once a minute, for ever."""
+        """Reconcile now and once a minute, for ever; a database that is away is no reason to stop."""
         while True:
-            await self.reconcile()
+            try:
+                await self.reconcile()
+            except SQLAlchemyError:
+                log.exception("reconciling failed")
             await self._clock.sleep(DUTY_SECONDS)
 
     async def reconcile(self) -> None:
         """Issue the grants that are due and publish what changed for any host."""
         now = self._clock.now()
         async with self._database.write() as connection:
-            everything = await store.list_protected(connection, lock=True)
+            await store.alone(connection)
+            everything = await store.list_protected(connection)
             if not everything and not await store.list_fences(connection):
                 return
             owners = {item.vm_id: item.owner_host for item in everything}

@@ -64,6 +64,7 @@ class Protections:
         """Protect a VM through the pair of its cloud. `pair` and `target_host` may be empty."""
         now = self._clock.now()
         async with self._database.write() as connection:
+            await store.alone(connection)
             before = await by.repeated(connection, admin_pb2.ActionResponse, now=now)
             if before is not None:
                 return before
@@ -122,6 +123,7 @@ class Protections:
             raise ChooseOne
         now = self._clock.now()
         async with self._database.write() as connection:
+            await store.alone(connection)
             before = await by.repeated(connection, admin_pb2.ActionResponse, now=now)
             if before is not None:
                 return before
@@ -161,6 +163,7 @@ class Protections:
         """Stop or go on replicating, at once. Raises NotReplicating; a repeat changes nothing."""
         now = self._clock.now()
         async with self._database.write() as connection:
+            await store.alone(connection)
             before = await by.repeated(connection, admin_pb2.ActionResponse, now=now)
             if before is not None:
                 return before

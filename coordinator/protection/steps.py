@@ -1,6 +1,7 @@
 """Tasks of the jobs pair.create, vm.protect, vm.unprotect and vm.clean-up. Each may be run again from its start."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -59,6 +60,7 @@ class Steps:
         """A pair that was not found good frees its clouds."""
         pair_id = str(context.args["pair"])
         async with context.database.write() as connection:
+            await store.alone(connection)
             pair = next((one for one in await store.list_pairs(connection) if one.id == pair_id), None)
             if pair is None or pair.active:
                 return
@@ -78,12 +80,12 @@ class Steps:
         if not machine.disks:
             raise NoDisks(item.vm_name)
         async with context.database.write() as connection:
+            item = await _mine_in(connection, context, Phase.PREPARING)
             # The answer is the newest description there is; the target is prepared for it.
             known = await inventory_store.list_machines(connection, host_id=item.source_host, vm_id=item.vm_id)
             await inventory_store.put_machine(
                 connection, machine, host_id=item.source_host, now=context.clock.now(), known=bool(known)
             )
-            item = await _mine_in(connection, context, Phase.PREPARING)
             changed = dataclasses.replace(item, vm_name=machine.name, disks=disks_of(machine))
             await store.update_protected(connection, changed)
 
@@ -133,7 +135,8 @@ class Steps:
     async def _settle(self, context: TaskContext) -> None:
         """What did not become a protected VM leaves nothing behind: no assignment, no replica, no tracking."""
         async with context.database.write() as connection:
-            item = await store.get_protected(connection, str(context.args["vm"]), lock=True)
+            await store.alone(connection)
+            item = await store.get_protected(connection, str(context.args["vm"]))
             if item is None or item.job_id != context.job_id:
                 return
             if item.phase not in (Phase.PREPARING, Phase.INITIAL, Phase.UNPROTECTING):
@@ -144,6 +147,7 @@ class Steps:
         await clean_up(context, self._jobs, _forget(item), vm_id=item.vm_id, what=f"stop tracking {item.vm_name}")
         await clean_up(context, self._jobs, _delete(item), vm_id=item.vm_id, what=f"delete replica of {item.vm_name}")
         async with context.database.write() as connection:
+            await store.alone(connection)
             await store.delete_protected(connection, item.vm_id)
             await _record(connection, context, "vm.protect", f"vm/{item.vm_name}", outcome="rolled back")
 
@@ -159,7 +163,8 @@ class Steps:
 
     async def _finish(self, context: TaskContext) -> None:
         async with context.database.write() as connection:
-            item = await store.get_protected(connection, str(context.args["vm"]), lock=True)
+            await store.alone(connection)
+            item = await store.get_protected(connection, str(context.args["vm"]))
             if item is None or item.job_id != context.job_id:
                 return
             await store.delete_protected(connection, item.vm_id)
@@ -178,13 +183,19 @@ class Steps:
 
 async def _mine(context: TaskContext, *phases: Phase) -> Protected:
     async with context.database.read() as connection:
-        return await _mine_in(connection, context, *phases, lock=False)
+        return await _look(connection, context, phases)
 
 
-async def _mine_in(connection: AsyncConnection, context: TaskContext, *phases: Phase, lock: bool = True) -> Protected:
+async def _mine_in(connection: AsyncConnection, context: TaskContext, *phases: Phase) -> Protected:
+    """In a write transaction, of which it must be the first statement."""
+    await store.alone(connection)
+    return await _look(connection, context, phases)
+
+
+async def _look(connection: AsyncConnection, context: TaskContext, phases: Sequence[Phase]) -> Protected:
     """The task's VM while this job decides about it. Raises Overtaken."""
     vm_id = str(context.args["vm"])
-    item = await store.get_protected(connection, vm_id, lock=lock)
+    item = await store.get_protected(connection, vm_id)
     if item is None or item.job_id != context.job_id or item.phase not in phases:
         raise Overtaken(item.vm_name if item is not None else vm_id)
     return item

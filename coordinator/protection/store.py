@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -101,6 +101,18 @@ class Reported:
     host_id: str
     received: float  # seconds since 1970, by our clock
     status: types_pb2.ReplicationStatus
+
+
+_LOCK: Final = 7003  # pg advisory lock; 7001 and 7002 are the live executor's and the audit chain's
+
+
+async def alone(connection: AsyncConnection) -> None:
+    """Nobody else decides about pairs and protected VMs until this write transaction ends; take it first.
+
+    SQLite gives that to every write transaction.
+    """
+    if connection.dialect.name == "postgresql":
+        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
 
 
 # ---- pairs ------------------------------------------------------------------------------------------------------
@@ -205,23 +217,17 @@ def _values(item: Protected) -> dict[str, Any]:
     }
 
 
-async def list_protected(
-    connection: AsyncConnection, *, pair_id: str = "", host_id: str = "", lock: bool = False
-) -> list[Protected]:
+async def list_protected(connection: AsyncConnection, *, pair_id: str = "", host_id: str = "") -> list[Protected]:
     query = sa.select(protected).order_by(protected.c.vm_name, protected.c.vm_id)
     if pair_id:
         query = query.where(protected.c.pair_id == pair_id)
     if host_id:
         query = query.where(sa.or_(protected.c.source_host == host_id, protected.c.target_host == host_id))
-    if lock:
-        query = query.with_for_update()
     return [_protected(row) for row in (await connection.execute(query)).mappings()]
 
 
-async def get_protected(connection: AsyncConnection, vm_id: str, *, lock: bool = False) -> Protected | None:
-    """`lock`: nobody else changes it before this transaction ends."""
-    query = sa.select(protected).where(protected.c.vm_id == vm_id)
-    row = (await connection.execute(query.with_for_update() if lock else query)).mappings().first()
+async def get_protected(connection: AsyncConnection, vm_id: str) -> Protected | None:
+    row = (await connection.execute(sa.select(protected).where(protected.c.vm_id == vm_id))).mappings().first()
     return _protected(row) if row else None
 
 
@@ -243,9 +249,7 @@ async def delete_protected(connection: AsyncConnection, vm_id: str) -> None:
 
 async def raise_term(connection: AsyncConnection, vm_id: str) -> int:
     """The VM's next term, never given before; 1 is the first."""
-    term = (
-        await connection.execute(sa.select(terms.c.term).where(terms.c.vm_id == vm_id).with_for_update())
-    ).scalar_one_or_none()
+    term = await connection.scalar(sa.select(terms.c.term).where(terms.c.vm_id == vm_id))
     if term is None:
         await connection.execute(sa.insert(terms).values(vm_id=vm_id, term=1))
         return 1

@@ -130,6 +130,6 @@ def _side(
     return Side(
         host=host.name if host is not None else host_id,
         connected=host is not None and host.connected,
-        received=said.received if said is not None else 0.0,
+        heard=max(said.received, host.last_seen if host is not None else 0.0) if said is not None else 0.0,
         status=said.status if said is not None else None,
     )

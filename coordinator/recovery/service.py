@@ -42,6 +42,7 @@ class Recoveries:
         """Start a throw-away copy from a point (0: the newest). Replication goes on."""
         now = self._clock.now()
         async with self._database.write() as connection:
+            await protection_store.alone(connection)
             before = await by.repeated(connection, admin_pb2.ActionResponse, now=now)
             if before is not None:
                 return before
@@ -92,6 +93,7 @@ class Recoveries:
         """End every test of a VM; without one nothing has to be done and there is no job."""
         now = self._clock.now()
         async with self._database.write() as connection:
+            await protection_store.alone(connection)
             before = await by.repeated(connection, admin_pb2.ActionResponse, now=now)
             if before is not None:
                 return before
@@ -138,6 +140,7 @@ class Recoveries:
         """
         now = self._clock.now()
         async with self._database.write() as connection:
+            await protection_store.alone(connection)
             before = await by.repeated(connection, admin_pb2.ActionResponse, now=now)
             if before is not None:
                 return before

@@ -121,20 +121,21 @@ class Steps:
         """From here the target owns the VM; a failover that did not finish keeps the term it raised."""
         async with context.database.write() as connection:
             item = await _mine_in(connection, context)
-            if item.phase is Phase.FAILING_OVER:
-                await protection.update_protected(connection, self._desired.granted(item))
-            elif item.phase in REPLICATING:
-                raised = dataclasses.replace(
+            first = item.phase in REPLICATING
+            if first:
+                item = dataclasses.replace(
                     item,
                     phase=Phase.FAILING_OVER,
                     paused=False,
                     owner_host=item.target_host,
                     term=await protection.raise_term(connection, item.vm_id),
                 )
-                await protection.update_protected(connection, self._desired.granted(raised))
-                facts = {"term": str(raised.term), "owner": raised.owner_host}
+            if item.phase is Phase.FAILING_OVER:
+                await protection.update_protected(connection, self._desired.granted(item))
+                await self._desired.publish(connection, [item.source_host, item.target_host])
+            if first:
+                facts = {"term": str(item.term), "owner": item.owner_host}
                 await _record(connection, context, "vm.term-raised", f"vm/{item.vm_name}", facts)
-            await self._desired.publish(connection, [item.source_host, item.target_host])
         self._desired.changed()
 
     async def _start(self, context: TaskContext) -> None:
@@ -188,12 +189,19 @@ async def _end(context: TaskContext, test: store.Test, *, timeout: float) -> Non
 
 async def _mine(context: TaskContext) -> Protected:
     async with context.database.read() as connection:
-        return await _mine_in(connection, context, lock=False)
+        return await _look(connection, context)
 
 
-async def _mine_in(connection: AsyncConnection, context: TaskContext, *, lock: bool = True) -> Protected:
+async def _mine_in(connection: AsyncConnection, context: TaskContext) -> Protected:
+    """In a write transaction, of which it must be the first statement."""
+    await protection.alone(connection)
+    return await _look(connection, context)
+
+
+async def _look(connection: AsyncConnection, context: TaskContext) -> Protected:
+    """The task's VM while this job decides about it. Raises NoLongerProtected."""
     vm_id = str(context.args["vm"])
-    item = await protection.get_protected(connection, vm_id, lock=lock)
+    item = await protection.get_protected(connection, vm_id)
     if item is None or item.job_id != context.job_id:
         raise NoLongerProtected(item.vm_name if item is not None else vm_id)
     return item

@@ -11,13 +11,14 @@ from twinsite.api.types.v1 import types_pb2
 NOW = 1_800_000_000.0
 
 
-def side(host: str, state: str = "REPLICATING", *, heard: float = 1.0, connected: bool = True, **fields) -> Side:
+def side(host: str, state: str = "REPLICATING", *, gone: float | None = None, **fields) -> Side:
+    """`gone`: seconds since it was connected."""
     status = types_pb2.ReplicationStatus(
         state=types_pb2.ReplicationState.Value(f"REPLICATION_STATE_{state}"), last_cycle_seconds=1.0
     )
     for name, value in fields.items():
         setattr(status, name, value)
-    return Side(host=host, connected=connected, received=NOW - heard, status=status)
+    return Side(host=host, connected=gone is None, heard=NOW - (gone or 3600), status=status)
 
 
 def silent(host: str) -> Side:
@@ -51,13 +52,23 @@ def blocked(host: str) -> Side:
         ({"newest_instant": NOW - 132}, "replicating", "critical", "one is due every 30s"),
         ({"newest_instant": 0.0}, "replicating", "critical", "there is no recovery point"),
         ({"target": silent("b1")}, "replicating", "unknown", "b1 has not reported yet"),
-        ({"target": side("b1", heard=61)}, "replicating", "unknown", "b1 has not reported for 1m01s"),
-        ({"target": side("b1", heard=61), "newest_instant": NOW - 9999}, "replicating", "unknown", "b1"),
-        ({"target": side("b1", heard=59)}, "replicating", "normal", ""),
-        ({"source": side("a1", heard=61)}, "replicating", "warning", "a1 has not reported for 1m01s"),
-        ({"source": side("a1", connected=False)}, "replicating", "warning", "a1 is not connected"),
         (
-            {"source": side("a1", connected=False, heard=200), "newest_instant": NOW - 200},
+            {"target": side("b1", gone=61)},
+            "replicating",
+            "unknown",
+            "b1 is not connected and has not reported for 1m01s",
+        ),
+        ({"target": side("b1", gone=61), "newest_instant": NOW - 9999}, "replicating", "unknown", "b1"),
+        ({"target": side("b1", gone=59)}, "replicating", "normal", ""),
+        (
+            {"source": side("a1", gone=61)},
+            "replicating",
+            "warning",
+            "a1 is not connected and has not reported for 1m01s",
+        ),
+        ({"source": side("a1", gone=2)}, "replicating", "warning", "a1 is not connected"),
+        (
+            {"source": side("a1", gone=200), "newest_instant": NOW - 200},
             "replicating",
             "critical",
             "a1 is not connected",
@@ -100,9 +111,14 @@ def test_health_follows_from_what_was_reported_and_when(change, state, health, r
     assert (judged.reason == "") == (health == "normal")
 
 
-def test_a_vm_is_never_normal_without_fresh_reports_of_both_sides():
+def test_the_last_word_of_a_connected_host_holds_however_old():
+    assert judge(GOOD, NOW).health == "normal"
+    assert GOOD.target.heard == NOW - 3600
+
+
+def test_a_vm_is_never_normal_without_both_sides():
     for phase in Phase:
-        for change in ({"target": side("b1", heard=3600)}, {"source": side("a1", heard=3600)}, {"source": silent("a")}):
+        for change in ({"target": side("b1", gone=3600)}, {"source": side("a1", gone=3600)}, {"source": silent("a")}):
             judged = judge(dataclasses.replace(GOOD, phase=phase, **change), NOW)
             assert judged.health != "normal", (phase, change)
 

@@ -1,5 +1,6 @@
 """Protecting a VM: what is refused, what a failure leaves behind, what a restart changes."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -222,3 +223,14 @@ async def test_a_host_that_never_answers_ends_the_job_and_not_the_coordinator(si
     assert job.error.code == "COMMAND_TIMED_OUT"
     assert sites.a.cancelled
     assert not (await sites.show()).HasField("protection")
+
+
+async def test_of_two_requests_at_once_one_protects(tmp_path: Path, database: Database):
+    async with scene(tmp_path / "state", database) as sites:
+        await sites.pair()
+        answers = await asyncio.gather(
+            *(sites.admin.machines.Protect(request()) for _ in range(4)), return_exceptions=True
+        )
+        assert sorted(getattr(answer, "code", "") for answer in answers) == ["", *["ALREADY_PROTECTED"] * 3]
+        await until(lambda: "prepare_replica" in sites.target.done)
+        assert sites.target.done == ["prepare_replica"]

@@ -1,11 +1,15 @@
 """Failing over when things are bad, which is when it is needed."""
 
+from pathlib import Path
+
 import pytest
 
-from tests.fakes.scene import Scene
+from coordinator.store.engine import Database
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.scene import Scene, scene
 from tests.fakes.site import until
 from twinsite.api.coordinator.v1 import admin_pb2
-from twinsite.api.types.v1 import types_pb2
+from twinsite.api.types.v1 import commands_pb2, types_pb2
 from twinsite.errors import Denied, NotFound, Precondition
 
 BROKEN = types_pb2.ErrorDetail(code="MACHINE_FAILED", message="it does not start", next_step="look at the host")
@@ -197,3 +201,21 @@ async def test_an_operator_does_not_fail_over_and_recovery_does(sites: Scene):
     recovery = await sites.plane.identity.user("rita", "recovery")
     async with sites.plane.admin(recovery) as admin:
         await admin.machines.Failover(request(dry_run=True))
+
+
+async def test_a_restart_in_the_middle_of_a_failover_raises_no_second_term(tmp_path: Path, database: Database):
+    async with scene(tmp_path / "state", database) as sites:
+        await sites.protect()
+        sites.target.stuck.add("failover")
+        answer = await sites.admin.machines.Failover(request())
+        await until(lambda: "failover" in sites.target.done)
+    sites.target.stuck.clear()
+    running = next(command for command, result in sites.b.ledger.items() if result is None)
+    sites.b.ledger[running] = commands_pb2.CommandResult(id=running, ok=True, cycle=2, machine=sites.vm)
+    async with ControlPlane.started(tmp_path / "state", database, sites.clock) as plane:
+        sites.b.plane = plane.identity
+        async with sites.b.connected(), plane.admin(sites.owner) as admin:
+            assert (await plane.ended(answer.job_id)).state == "succeeded"
+            shown = (await admin.machines.Show(admin_pb2.ShowRequest(name="web01"))).protection
+            assert (shown.state, shown.term, shown.failover_cycle) == ("failed_over", 2, 2)
+    assert sites.target.done.count("failover") == 1
