@@ -11,7 +11,7 @@ import grpc
 import structlog
 
 from hyperv_host_agent.assignments import Assignments
-from hyperv_host_agent.causes import first
+from hyperv_host_agent.causes import end_if_cancelled, first
 from hyperv_host_agent.commands import Commands
 from hyperv_host_agent.membership import Membership
 from hyperv_host_agent.outbox import Outbox
@@ -65,6 +65,7 @@ class Link:
             finally:
                 self.connected.clear()
                 self._assignments.session_lost()
+            end_if_cancelled()
             if self._clock.monotonic() - started > _STEADY_SECONDS:
                 waits = retry.delays(base=0.2, cap=10.0)
             await self._clock.sleep(next(waits))

@@ -179,14 +179,15 @@ class Membership:
             await self._clock.sleep(max(0.0, credentials.renew_at(self._clock) - self._clock.now()))
             for wait in retry.delays(base=1.0, cap=300.0):
                 try:
-                    await self._renew(credentials)
+                    await self._renew()
                 except TwinsiteError as error:
                     _log.warning("renewal_failed", reason=str(error), cause=error.text("cause"))
                     await self._clock.sleep(wait)
                 else:
                     break
 
-    async def _renew(self, old: Credentials) -> None:
+    async def _renew(self) -> None:
+        old = self.watched.credentials
         key = keys.new_key()
         async with self.channel() as channel:
             response: pb.RenewHostResponse = await rpc.HostLinkStub(channel).Renew(

@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 
 from hyperv_host_agent import wire
-from hyperv_host_agent.causes import first
+from hyperv_host_agent.causes import end_if_cancelled, first
 from hyperv_host_agent.changes.base import SourcePoint, Tracking
 from hyperv_host_agent.peer import Peer, Sending
 from hyperv_host_agent.reading import Reader
@@ -130,6 +130,7 @@ class Transfer:
                     await self._live()
                 except* Exception as group:  # noqa: BLE001  # the top of a task; other VMs go on
                     self._failed(group)
+                end_if_cancelled()
                 await self._means.clock.sleep(next(waits))
         finally:
             await asyncio.shield(self._close())

@@ -19,6 +19,7 @@ from tests.fakes.host_provider import HostProvider, HostView, assignment, eventu
 from tests.fakes.newest_point import read
 from tests.fakes.pki import TestVault
 from twinsite.api.types.v1 import commands_pb2, types_pb2
+from twinsite.clock import SystemClock
 from twinsite.extents import CLUSTER
 
 FIRST, SECOND = "d0000000-0000-4000-8000-000000000001", "d0000000-0000-4000-8000-000000000002"
@@ -38,7 +39,7 @@ def contents(size: int = SIZE) -> dict[str, bytes]:
     return {FIRST: os.urandom(size // 4) + b"text " * (size // 20), SECOND: os.urandom(ODD_SIZE)}
 
 
-async def _never() -> None:
+async def _never(**_options: bool) -> None:
     raise AssertionError
 
 
@@ -50,7 +51,7 @@ class Pair:
     hypervisor: MemoryHypervisor  # of the source
     there: MemoryHypervisor  # of the target
     restart_target: Callable[[], Awaitable[None]] = _never
-    restart_source: Callable[[], Awaitable[None]] = _never
+    restart_source: Callable[..., Awaitable[None]] = _never
 
     def add(self, machine: MachineSpec, data: dict[str, bytes]) -> MemoryChangeSource:
         return self.hypervisor.add(machine, contents=data)
@@ -117,15 +118,22 @@ class Pair:
 
     async def settled(self, vm_id: str) -> int:
         """Wait for a point that brings everything written until now; its number."""
-        known = self.at_target.points.get(vm_id, [])
-        first = await self.replicated(vm_id, beyond=known[-1].cycle if known else 0)
-        # The cycle that was under way may have begun before the last write.
-        return await self.replicated(vm_id, beyond=first)
+        now = SystemClock().now()
+
+        def newest() -> int:
+            points = self.at_target.points.get(vm_id, [])
+            return points[-1].cycle if points and points[-1].instant.ToNanoseconds() / 1e9 > now else 0
+
+        found: int = await eventually("a point of now", newest)
+        return found
 
 
 @contextlib.asynccontextmanager
-async def pair(folder: Path, *, store: ReplicaStore | None = None, spool_memory: int = 64 << 20) -> AsyncIterator[Pair]:
-    async with host_provider(TestVault()) as provider, contextlib.AsyncExitStack() as stack:
+async def pair(
+    folder: Path, *, store: ReplicaStore | None = None, spool_memory: int = 64 << 20, life: float = 7 * 86400.0
+) -> AsyncIterator[Pair]:
+    """`life` of certificates, in seconds."""
+    async with host_provider(TestVault(), life=life) as provider, contextlib.AsyncExitStack() as stack:
         here, there = MemoryHypervisor(), MemoryHypervisor(content=read)
         agents: dict[str, contextlib.AsyncExitStack] = {}
 
@@ -141,11 +149,11 @@ async def pair(folder: Path, *, store: ReplicaStore | None = None, spool_memory:
             await agents["b1"].aclose()
             two.target = await start("b1", hypervisor=there, store=store, listen=two.target.address)
 
-        async def restart_source() -> None:
+        async def restart_source(*, connect: bool = True) -> None:
             await agents["a1"].aclose()
             for machine in here.machines():
                 here.change_source(machine.spec.id).restart()
-            two.source = await start("a1", hypervisor=here, spool_memory=spool_memory)
+            two.source = await start("a1", hypervisor=here, spool_memory=spool_memory, connect=connect)
 
         two.restart_target, two.restart_source = restart_target, restart_source
         yield two
