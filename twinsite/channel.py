@@ -56,6 +56,7 @@ def dial(
         ("grpc.max_send_message_length", limits.message_bytes),
         ("grpc.keepalive_time_ms", limits.ping_every * 1000),
         ("grpc.keepalive_timeout_ms", limits.ping_within * 1000),
+        ("grpc.http2.ping_timeout_ms", limits.ping_within * 1000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.use_local_subchannel_pool", 1),  # a new channel is a new connection: that is how renewals take effect
         # A peer that was restarted is found again within seconds; callers have their own back-off above this one.

@@ -131,6 +131,7 @@ def _options(limits: Limits) -> list[tuple[str, Any]]:
         ("grpc.max_concurrent_streams", limits.streams_per_connection),
         ("grpc.keepalive_time_ms", limits.ping_every * 1000),
         ("grpc.keepalive_timeout_ms", limits.ping_within * 1000),
+        ("grpc.http2.ping_timeout_ms", limits.ping_within * 1000),  # else 60 s, whatever the line above says
         # Clients ping as often as we do; without this they would be told "too many pings".
         ("grpc.http2.min_ping_interval_without_data_ms", limits.ping_every * 500),
     ]

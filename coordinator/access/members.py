@@ -237,7 +237,6 @@ def _new_host(server: Server, name: str, issued: Issued, now: float) -> Host:
         spki=issued.spki,
         chain=issued.chain_pem,
         registered=now,
-        last_seen=0.0,
         expires=issued.expires,
         previous_serial="",
         previous_spki="",

@@ -58,14 +58,6 @@ class UnknownHost(NotFound):
         self.name = ascii(name[:80])
 
 
-class Ambiguous(NotFound):
-    public = "{error.name} fits several: {error.several}"
-    next_step = "use the full name or id"
-
-    def __init__(self, name: str, several: list[str]) -> None:
-        self.name, self.several = ascii(name[:80]), ", ".join(sorted(several))
-
-
 class WrongPassword(Unauthenticated):
     public = "user or password is wrong"
     still_works = "nothing was changed"
@@ -111,9 +103,7 @@ class Server:
     chain: bytes
     generation: int
     registered: float
-    last_seen: float
     expires: float  # of its certificate
-    agent_version: str
     key_id: str  # the registration key it came with
     pending_serial: str  # of a renewed certificate that was not used yet; empty: none
     pending_spki: str
@@ -136,7 +126,6 @@ class Host:
     spki: str
     chain: bytes
     registered: float
-    last_seen: float
     expires: float
     previous_serial: str
     previous_spki: str

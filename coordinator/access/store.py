@@ -3,13 +3,12 @@
 Other domains read servers and hosts through these functions and never write them.
 """
 
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from coordinator.access.model import ACTIVE, UNREGISTERED, Ambiguous, Host, Server, Session, UnknownServer, User
+from coordinator.access.model import ACTIVE, UNREGISTERED, Host, Server, Session, User
 from coordinator.store import schema
 
 Row = TypeVar("Row", Server, Host)
@@ -34,9 +33,7 @@ servers = schema.table(
     sa.Column("chain", sa.LargeBinary, nullable=False),
     sa.Column("generation", sa.BigInteger, nullable=False),
     _at("registered"),
-    _at("last_seen"),
     _at("expires"),
-    _text("agent_version"),
     _text("key_id"),
     _text("pending_serial"),
     _text("pending_spki"),
@@ -58,7 +55,6 @@ hosts = schema.table(
     _text("spki"),
     sa.Column("chain", sa.LargeBinary, nullable=False),
     _at("registered"),
-    _at("last_seen"),
     _at("expires"),
     _text("previous_serial"),
     _text("previous_spki"),
@@ -113,18 +109,6 @@ async def get_server(connection: AsyncConnection, server_id: str) -> Server | No
     return None if row is None else _values(servers, Server, row)
 
 
-async def find_server(connection: AsyncConnection, name: str) -> Server:
-    """By name, id, or a prefix of at least 8 characters of the id. Raises UnknownServer, Ambiguous."""
-    found = await list_servers(connection)
-    exact = [server for server in found if name in (server.name, server.id)]
-    near = exact or [server for server in found if len(name) >= 8 and server.id.startswith(name)]
-    if len(near) > 1:
-        raise Ambiguous(name, [server.id for server in near])
-    if not near:
-        raise UnknownServer(name)
-    return near[0]
-
-
 async def server_named(connection: AsyncConnection, name: str) -> Server | None:
     query = sa.select(servers).where(servers.c.live_name == name)
     row = (await connection.execute(query)).mappings().first()
@@ -137,11 +121,6 @@ async def add_server(connection: AsyncConnection, server: Server) -> None:
 
 async def change_server(connection: AsyncConnection, server_id: str, **values: Any) -> None:
     await connection.execute(sa.update(servers).where(servers.c.id == server_id).values(**values))
-
-
-async def touch_server(connection: AsyncConnection, server_id: str, agent_version: str, now: float) -> None:
-    """It was heard of."""
-    await change_server(connection, server_id, last_seen=now, agent_version=agent_version)
 
 
 # ---- hosts
@@ -173,10 +152,6 @@ async def add_host(connection: AsyncConnection, host: Host) -> None:
 
 async def replace_host(connection: AsyncConnection, host: Host) -> None:
     await connection.execute(sa.update(hosts).where(hosts.c.id == host.id).values(**_fields(host)))
-
-
-async def touch_hosts(connection: AsyncConnection, host_ids: Sequence[str], now: float) -> None:
-    await connection.execute(sa.update(hosts).where(hosts.c.id.in_(host_ids)).values(last_seen=now))
 
 
 async def unregister(connection: AsyncConnection, server_id: str) -> list[str]:

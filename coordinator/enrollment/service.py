@@ -150,8 +150,13 @@ class Enrollment:
                 await self._audit(connection, "server.register", key_id, found.code, "none", address, {"name": name})
             else:
                 if found is None:
-                    server, issued = await self._admit(connection, key_id, spki, csr_der, name, agent_version, now)
-                    facts = {"key": key_id, "id": server.id, "spki": spki[:16]}
+                    server, issued = await self._admit(connection, key_id, spki, csr_der, name, now)
+                    facts = {
+                        "key": key_id,
+                        "id": server.id,
+                        "spki": spki[:16],
+                        "version": ascii(agent_version[:64])[1:-1],
+                    }
                     await self._audit(connection, "server.register", name, "ok", f"key/{key_id}", address, facts)
                 else:
                     server, issued = found, Issued.of(found.chain)
@@ -201,7 +206,6 @@ class Enrollment:
         spki: str,
         csr_der: bytes,
         name: str,
-        agent_version: str,
         now: float,
     ) -> tuple[Server, Issued]:
         issued = self._authority.issue_server(keys.new_id("s"), csr_der)
@@ -214,9 +218,7 @@ class Enrollment:
             chain=issued.chain_pem,
             generation=1,
             registered=self._clock.now(),
-            last_seen=0.0,
             expires=issued.expires,
-            agent_version=agent_version[:64],
             key_id=key_id,
             pending_serial="",
             pending_spki="",

@@ -270,7 +270,11 @@ async def test_a_refusal_that_meets_a_write_arrives_as_what_it_is(start: Start) 
         for _ in range(150):
             _, _, up, both = await _every_shape(channel, b"hi")
             assert (up.code, both.code) == ("NOT_ALLOWED", "NOT_ALLOWED")
-            stream = channel.stream_stream(BOTH)()
             with pytest.raises(errors.Denied):
-                while True:
-                    await stream.write(b"more")
+                await _write_for_ever(channel)
+
+
+async def _write_for_ever(channel: Channel) -> None:
+    stream = channel.stream_stream(BOTH)()
+    while True:
+        await stream.write(b"more")
