@@ -104,6 +104,7 @@ class Server:
     generation: int
     registered: float
     expires: float  # of its certificate
+    agent_version: str  # that registered; the link knows the one that runs
     key_id: str  # the registration key it came with
     pending_serial: str  # of a renewed certificate that was not used yet; empty: none
     pending_spki: str

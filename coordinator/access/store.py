@@ -34,6 +34,7 @@ servers = schema.table(
     sa.Column("generation", sa.BigInteger, nullable=False),
     _at("registered"),
     _at("expires"),
+    _text("agent_version"),
     _text("key_id"),
     _text("pending_serial"),
     _text("pending_spki"),

@@ -150,7 +150,7 @@ class Enrollment:
                 await self._audit(connection, "server.register", key_id, found.code, "none", address, {"name": name})
             else:
                 if found is None:
-                    server, issued = await self._admit(connection, key_id, spki, csr_der, name, now)
+                    server, issued = await self._admit(connection, key_id, spki, csr_der, name, agent_version, now)
                     facts = {
                         "key": key_id,
                         "id": server.id,
@@ -206,6 +206,7 @@ class Enrollment:
         spki: str,
         csr_der: bytes,
         name: str,
+        agent_version: str,
         now: float,
     ) -> tuple[Server, Issued]:
         issued = self._authority.issue_server(keys.new_id("s"), csr_der)
@@ -219,6 +220,7 @@ class Enrollment:
             generation=1,
             registered=self._clock.now(),
             expires=issued.expires,
+            agent_version=agent_version[:64],
             key_id=key_id,
             pending_serial="",
             pending_spki="",

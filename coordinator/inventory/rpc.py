@@ -78,7 +78,7 @@ def _server(view: ServerView) -> admin_pb2.Server:
         name=server.name,
         state=server.state,
         connected=link is not None and link.connected,
-        last_seen=stamp(max(server.last_seen, link.last_seen if link is not None else 0.0)),
+        last_seen=stamp(link.last_seen if link is not None else 0.0),
         agent_version=link.agent_version if link is not None else server.agent_version,
         registered=stamp(server.registered),
         certificate_expires=stamp(server.expires),

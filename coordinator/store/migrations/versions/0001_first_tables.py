@@ -213,6 +213,7 @@ def upgrade() -> None:
         sa.Column("generation", sa.BigInteger(), nullable=False),
         sa.Column("registered", sa.Double(), nullable=False),
         sa.Column("expires", sa.Double(), nullable=False),
+        sa.Column("agent_version", sa.Text(), nullable=False),
         sa.Column("key_id", sa.Text(), nullable=False),
         sa.Column("pending_serial", sa.Text(), nullable=False),
         sa.Column("pending_spki", sa.Text(), nullable=False),
