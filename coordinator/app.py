@@ -219,6 +219,15 @@ async def _reconcile(jobs: Jobs, clock: Clock) -> None:
         await jobs.reconcile()
 
 
+def enrollment_address(settings: Settings) -> str:
+    """Where a running coordinator with these settings listens for logins; empty when none runs."""
+    try:
+        told = json.loads((settings.state / "run" / "ready.json").read_bytes())
+        return str(told["addresses"]["enrollment"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 @contextlib.contextmanager
 def _ready(settings: Settings, addresses: Addresses, clock: Clock) -> Iterator[None]:
     folder = files.private_directory(settings.state / "run")

@@ -86,7 +86,8 @@ def create(settings: Settings, user: str, role: str, password_file: Path) -> Non
 
     roots = asyncio.run(app.create_user(settings, SystemClock(), user, role, _password(password_file)))
     click.echo(str(roots))
-    address = settings.advertise_enrollment or settings.listen_enrollment
+    # Port 0 in the settings means that only the running coordinator knows.
+    address = settings.advertise_enrollment or app.enrollment_address(settings) or settings.listen_enrollment
     click.echo(f"Next: twinsite login --coordinator {address} --ca-file {roots} --user {user}", err=True)
 
 

@@ -137,6 +137,7 @@ async def test_the_first_administrator_logs_in_and_makes_the_vault_and_a_key(pro
         await _vault_and_key(program, ready["addresses"]["enrollment"])
         beside = await asyncio.to_thread(program.create_admin, "ben")
         assert beside.returncode == 0, beside.stderr
+        assert f"--coordinator {ready['addresses']['enrollment']} " in beside.stderr
         async with program.logged_in(ready["addresses"]["enrollment"], "ben") as api:
             assert (await api.vaults.Show(admin_pb2.Empty())).name == "main"
     assert not program.ready.exists()
