@@ -199,18 +199,6 @@ class Call:
         cancelled: bool = self._inner.cancel()
         return cancelled
 
-    def done(self) -> bool:
-        done: bool = self._inner.done()
-        return done
-
-    async def code(self) -> grpc.StatusCode:
-        code: grpc.StatusCode = await self._inner.code()
-        return code
-
-    async def wait_for_connection(self) -> None:
-        async with self._typing():
-            await self._inner.wait_for_connection()
-
 
 def _at_once(answer: Coroutine[Any, Any, Any]) -> Any:
     """What an answer is that is known already: inside a callback nothing can be awaited."""

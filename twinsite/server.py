@@ -73,9 +73,6 @@ class Running:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
 
-    async def wait(self) -> None:
-        await self._server.wait_for_termination()
-
 
 async def serve(
     address: str,
