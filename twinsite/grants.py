@@ -9,8 +9,6 @@ from twinsite.api.types.v1.types_pb2 import SignedDocument
 from twinsite.errors import Denied
 
 KIND: Final = "twinsite-grant/1"
-LIFE: Final = 7 * 86400  # seconds; as long as replication may go on with the coordinator gone
-RENEW_EVERY: Final = 3600
 SKEW: Final = 300
 
 
