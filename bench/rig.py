@@ -71,31 +71,32 @@ class Rig:
     running: dict[str, Process] = field(default_factory=dict)
     vm_id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
-    def lay_out(self, disks: dict[str, Path], *, compression: bool, frequency: int = 3600) -> None:
-        """One VM with these disk images (used in place), assigned at both sides."""
+    def lay_out(self, disks: dict[str, Path], *, compression: bool) -> None:
+        """One stopped VM with these disk images (used in place), assigned at both sides, one cycle after its copy."""
+        self.join()
+        place = self.folder("a") / "vms" / folder_name(self.vm_id)
+        place.mkdir(parents=True)
+        files = []
+        for name, path in disks.items():
+            os.link(path, place / f"{name}.raw")
+            disk_id = str(uuid.uuid5(uuid.NAMESPACE_OID, name))
+            files.append(DiskFile(disk_id, name, path.stat().st_size, f"{name}.raw"))
+        geometry = tuple(DiskGeometry(file.id, file.size, file.name) for file in files)
+        spec = MachineSpec(self.vm_id, "bench", 1, 1 << 30, geometry)
+        MachineFolder.write(place, spec, tuple(files), Purpose.ORDINARY, autostart=False)
+        self.protect(spec, compression=compression, frequency=3600)
+
+    def join(self) -> None:
+        """Both sides have settings and an identity; nothing runs."""
         for side in "ab":
             self.ports[side] = free_port()
             self.hosts[side] = f"h-{secrets.token_hex(6)}"
             self.folder(side).mkdir(parents=True)
             self._settings(side)
             self._join(side)
-        spec = MachineSpec(
-            self.vm_id,
-            "bench",
-            1,
-            1 << 30,
-            tuple(
-                DiskGeometry(str(uuid.uuid5(uuid.NAMESPACE_OID, name)), path.stat().st_size, name)
-                for name, path in disks.items()
-            ),
-        )
-        place = self.folder("a") / "vms" / folder_name(self.vm_id)
-        place.mkdir(parents=True)
-        files = []
-        for disk, path in zip(spec.disks, disks.values(), strict=True):
-            os.link(path, place / f"{disk.name}.raw")
-            files.append(DiskFile(disk.id, disk.name, disk.size, f"{disk.name}.raw"))
-        MachineFolder.write(place, spec, tuple(files), Purpose.ORDINARY)
+
+    def protect(self, spec: MachineSpec, *, compression: bool, frequency: int) -> None:
+        self.vm_id = spec.id
         ChainStore(self.folder("b") / "store", reserve=0).create(self.vm_id, term=1).close()
         self.assign(spec, compression=compression, frequency=frequency)
 
