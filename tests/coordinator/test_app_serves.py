@@ -154,7 +154,7 @@ async def test_it_serves_from_postgresql_just_so(tmp_path: Path, postgres: Any) 
 
 
 async def test_what_was_done_is_there_after_kill_9(program: Program) -> None:
-    await asyncio.to_thread(program.create_admin)
+    assert (await asyncio.to_thread(program.create_admin)).returncode == 0
     with program.serving() as ready:
         async with program.logged_in(ready["addresses"]["enrollment"]) as api:
             job = (await api.vaults.Create(admin_pb2.CreateVaultRequest(name="main"))).job_id
@@ -168,7 +168,7 @@ async def test_what_was_done_is_there_after_kill_9(program: Program) -> None:
 
 
 async def test_a_second_coordinator_on_the_same_state_is_refused_and_harms_nothing(program: Program) -> None:
-    await asyncio.to_thread(program.create_admin)
+    assert (await asyncio.to_thread(program.create_admin)).returncode == 0
     with program.serving() as ready:
         second = await asyncio.to_thread(program.run, "serve")
         assert second.returncode == 6
@@ -180,7 +180,7 @@ async def test_a_second_coordinator_on_the_same_state_is_refused_and_harms_nothi
 
 
 async def test_a_session_ends_with_logout(program: Program) -> None:
-    await asyncio.to_thread(program.create_admin)
+    assert (await asyncio.to_thread(program.create_admin)).returncode == 0
     with program.serving() as ready:
         async with program.logged_in(ready["addresses"]["enrollment"]) as api:
             await api.sessions.Logout(admin_pb2.Empty())
@@ -189,7 +189,7 @@ async def test_a_session_ends_with_logout(program: Program) -> None:
 
 
 async def test_an_open_stream_does_not_hold_up_stopping(program: Program) -> None:
-    await asyncio.to_thread(program.create_admin)
+    assert (await asyncio.to_thread(program.create_admin)).returncode == 0
     with program.serving() as ready:
         async with program.logged_in(ready["addresses"]["enrollment"]):
             credentials = Credentials.load(program.folder / "home-ana" / "identity")
