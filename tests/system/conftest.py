@@ -1,5 +1,6 @@
 """Two sites as real processes on loopback with one small VM; each test gets its own."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -57,7 +58,7 @@ def lab(lay_out: Callable[..., Lab]) -> Lab:
 def create_vm(lab: Lab, name: str = "web01", *, first: int = FIRST_BYTES) -> Guest:
     """A VM at site A: random content on the first disk, records on both; running."""
     image = lab.root / f"{name}.img"
-    image.write_bytes(Path("/dev/urandom").open("rb").read(first // 2) + bytes(first // 2))  # noqa: SIM115
+    image.write_bytes(os.urandom(first // 2) + bytes(first // 2))
     guest = Guest.create(lab.vms("a"), name, first=image, second=SECOND_BYTES)
     guest.start()
     return guest

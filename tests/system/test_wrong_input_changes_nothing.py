@@ -25,7 +25,7 @@ def coordinator(lay_out: Callable[..., Lab]) -> Lab:
 def register(lab: Lab, site: str, key: Path, *, name: str | None = None) -> str:
     """What a refused registration says."""
     config = str(lab.config(f"provider-{site}"))
-    arguments = ("register", "--key-file", str(key), "--name", name or f"vmm-{site}")
+    arguments = ("register", "--key-file", str(key), "--name", f"vmm-{site}" if name is None else name)
     try:
         lab.run("twinsite-provider", "--config", config, *arguments)
     except CommandFailed as refused:
