@@ -20,12 +20,14 @@ def test_a_line_has_the_program_the_fields_and_the_traceback(capsys, as_json):
     log.configure(program="host", level="info", json=as_json)
     logger = structlog.get_logger()
     logger.debug("hidden")
+    secret = "correct horse"
     try:
-        raise ValueError("broken cluster")
+        int("broken cluster")
     except ValueError:
         logger.exception("transfer failed", vm="web01")
     text = capsys.readouterr().err
     assert "hidden" not in text
+    assert secret not in text
     for word in ("transfer failed", "web01", "host", "broken cluster", "Traceback"):
         assert word in text
     if as_json:
