@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from hyperv_host_agent import blocking
+from hyperv_host_agent import blocking, wire
 from hyperv_host_agent.assignments import Assignments, ByVm
 from hyperv_host_agent.changes.fingerprints import FingerprintIndex
 from hyperv_host_agent.hypervisors.base import Hypervisor, MachineMissing, Power
@@ -259,7 +259,7 @@ class _Shown:
             pending_bytes=self._status.pending_bytes,
         )
         if view.instant:
-            fresh.committed_instant.FromNanoseconds(round(view.instant * 1_000_000_000))
+            fresh.committed_instant.CopyFrom(wire.timestamp(view.instant))
         self._show(fresh)
 
     def failure(self, error: TwinsiteError) -> None:

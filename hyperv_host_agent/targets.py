@@ -5,7 +5,7 @@ from typing import Final
 
 import structlog
 
-from hyperv_host_agent import blocking
+from hyperv_host_agent import blocking, wire
 from hyperv_host_agent.assignments import ByVm
 from hyperv_host_agent.hypervisors.base import Hypervisor, MachineMissing
 from hyperv_host_agent.outbox import Outbox
@@ -80,7 +80,7 @@ class Targets:
         shown.committed_cycle = state.committed.number if state.committed is not None else 0
         recoverable = [point for point in points if point.recoverable]
         if recoverable:
-            shown.committed_instant.FromNanoseconds(round(recoverable[-1].instant * 1_000_000_000))
+            shown.committed_instant.CopyFrom(wire.timestamp(recoverable[-1].instant))
         self._show(vm_id, recoverable=bool(recoverable))
         self._outbox.points(vm_id, [_to_proto(vm_id, point) for point in recoverable])
 
@@ -129,7 +129,7 @@ class Targets:
         shown.committed_cycle = point.cycle
         shown.term = point.term
         if point.recoverable:
-            shown.committed_instant.FromNanoseconds(round(point.instant * 1_000_000_000))
+            shown.committed_instant.CopyFrom(wire.timestamp(point.instant))
         shown.ClearField("reason")
         self._show(vm_id, recoverable=shown.HasField("committed_instant"))
         self._wants(vm_id)
@@ -202,5 +202,5 @@ def _to_proto(vm_id: str, point: PointInfo) -> types_pb2.Point:
         stored_bytes=point.stored_bytes,
         pinned_by=", ".join(point.pinned_by),
     )
-    made.instant.FromNanoseconds(round(point.instant * 1_000_000_000))
+    made.instant.CopyFrom(wire.timestamp(point.instant))
     return made

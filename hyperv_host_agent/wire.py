@@ -4,12 +4,14 @@ A message is built with one copy of the payload and read with none. Bounds are c
 allocated for what a peer claims; what a descriptor may name (disk, order, size) is the receiver's to judge.
 """
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyperv_host_agent.replication.cycle import ID_BYTES, Batch, CycleHeader, DiskGeometry, Kind
 from twinsite import digest
@@ -128,7 +130,7 @@ def begin(header: CycleHeader, *, resume_after: int, grant: types_pb2.SignedDocu
         resume_after=resume_after,
         grant=grant,
     )
-    frame.instant.FromNanoseconds(round(header.instant * 1_000_000_000))
+    frame.instant.CopyFrom(timestamp(header.instant))
     return pb.FrameHeader(begin=frame)
 
 
@@ -151,12 +153,18 @@ def cycle_of(frame: pb.Begin, vm_id: str) -> CycleHeader:
         parent=frame.parent,
         term=frame.term,
         kind=_KIND_OF[frame.kind],
-        instant=frame.instant.ToNanoseconds() / 1_000_000_000,
+        instant=frame.instant.seconds + frame.instant.nanos / 1e9,
         consistency=frame.consistency,
         disks=tuple(DiskGeometry(disk.id, disk.size_bytes, disk.name) for disk in frame.disks),
         machine=frame.machine.SerializeToString(deterministic=True),
         parent_id=frame.parent_id,
     )
+
+
+def timestamp(instant: float) -> Timestamp:
+    """Of seconds since 1970; exact to the nanosecond, which seconds times 10⁹ as a float are not."""
+    seconds = math.floor(instant)
+    return Timestamp(seconds=seconds, nanos=round((instant - seconds) * 1e9) % 1_000_000_000)
 
 
 def end(batches: int, digest: bytes) -> pb.FrameHeader:
