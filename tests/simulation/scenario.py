@@ -13,7 +13,7 @@ from tests.simulation.network import Network, Stream
 from tests.simulation.source import Source
 from tests.simulation.target import VM, BatchSent, Target
 from tests.simulation.world import Violation, World
-from twinsite.extents import CLUSTER, clusters
+from twinsite.extents import clusters
 
 TROUBLE = 300.0  # seconds of virtual time in which things go wrong
 HEALING = 120.0  # after which everything must be well again
@@ -331,6 +331,3 @@ def run(seed: int, plan: Plan | None = None, story: list[str] | None = None) -> 
     scenario = Scenario(seed, plan or Plan())
     scenario.world.story = story
     return scenario.run()
-
-
-__all__ = ["CLUSTER", "Outcome", "Plan", "run"]

@@ -14,7 +14,7 @@ from tests.simulation.target import BatchSent, BeginSent, EndSent, Target
 from tests.simulation.world import World
 from twinsite.digest import chain
 from twinsite.errors import TwinsiteError
-from twinsite.extents import CLUSTER, Run, runs
+from twinsite.extents import CLUSTER, runs
 
 VM = "vm-1"
 WINDOW = 6000  # bytes, some twenty of these small batches
@@ -336,6 +336,3 @@ class Source:
 
         self.stream = self.target.accept(arrived)
         self.stream.send(0, BeginSent(action.header, action.resume_after, self.assigned.term))
-
-
-__all__ = ["VM", "Run", "Source"]
