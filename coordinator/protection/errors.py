@@ -176,15 +176,6 @@ class HostNotInTarget(Precondition):
         self.host, self.cloud, self.hosts = host, cloud, ", ".join(hosts) or "(the cloud has no host)"
 
 
-class SameHost(Precondition):
-    public = "VM {error.vm} cannot be replicated to the host it runs on"
-    still_works = "nothing was changed"
-    next_step = "name another target host"
-
-    def __init__(self, vm: str) -> None:
-        self.vm = vm
-
-
 class NoTargetHost(Precondition):
     public = "no host of target cloud {error.cloud} can take the replica of {error.vm}"
     cause = "{error.why}"

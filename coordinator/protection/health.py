@@ -59,7 +59,6 @@ class Evidence:
     source: Side
     target: Side
     newest_instant: float  # of the newest recoverable point the target told of, 0: none
-    failed_over_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,10 @@ from typing import Final
 
 from coordinator.protection.errors import InvalidPolicy
 from twinsite.api.types.v1 import types_pb2
-from twinsite.units import MiB
 
 GRANT_SECONDS: Final = 7 * 86400  # a coordinator may be away for half of it before replication stops
 FREQUENCY: Final = range(1, 86400 + 1)  # seconds
 ADDITIONAL_POINTS: Final = range(25)  # hourly points besides the newest
-REPLICA_RESERVE: Final = 64 * MiB  # at the target, beside the disks themselves
 
 
 class Phase(enum.StrEnum):

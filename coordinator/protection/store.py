@@ -171,10 +171,6 @@ async def activate_pair(connection: AsyncConnection, pair_id: str) -> bool:
     return done.rowcount == 1
 
 
-async def set_pair_job(connection: AsyncConnection, pair_id: str, job_id: str) -> None:
-    await connection.execute(sa.update(pairs).where(pairs.c.id == pair_id).values(job_id=job_id))
-
-
 async def delete_pair(connection: AsyncConnection, pair_id: str) -> None:
     await connection.execute(sa.delete(pairs).where(pairs.c.id == pair_id))
 

@@ -105,7 +105,6 @@ def _protection(
         source=source,
         target=target,
         newest_instant=newest,
-        failed_over_at=item.failed_over_at,
     )
     return ProtectionView(
         item=item,
