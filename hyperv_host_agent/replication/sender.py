@@ -50,6 +50,7 @@ from hyperv_host_agent.replication.state import Checkpoint, Flight, Position, Se
 from twinsite.errors import Failed, TwinsiteError
 from twinsite.extents import CLUSTER
 
+_NEVER: Final = float("-inf")
 WINDOW_BYTES: Final = 64 << 20  # sent and not durable at the target; what a cut link may cost
 
 
@@ -146,7 +147,8 @@ class Sender:
         self._failures = 0
         self._reason: TwinsiteError | None = None
         self._fenced = False
-        self._opened = self._read = self._ended = 0.0  # when the cycle's phases ended, for its timing
+        self._opened = _NEVER  # when the cycle's point was ordered
+        self._read = self._ended = 0.0  # and its later phases ended, for its timing
         self._source_seconds = self._compress_seconds = 0.0
         self._timing = schedule.Timing()
         self._cycles = self._changed = self._wire = 0
@@ -465,7 +467,6 @@ class Sender:
             return []
         header = flight.header
         consistent = header.kind is Kind.DELTA
-        spooled = self._spool is not None or flight.checkpoint is not None
         self._flight = self._spool = None
         self._cycles += 1
         self._failures = 0
@@ -473,7 +474,7 @@ class Sender:
         self._confirmed = True
         self._source = None  # ask before the next one: the anchor has moved
         self._target = TargetState(self._state.term, flight.named, None)
-        if spooled and self._opened:
+        if self._opened != _NEVER:  # not a cycle of an earlier life
             ended = max(self._ended, self._read)
             self._timing = schedule.Timing(
                 self._source_seconds, self._compress_seconds, ended - self._read, self._now - ended
