@@ -1,6 +1,7 @@
-"""Sizes and durations as people read and write them."""
+"""Sizes, durations and instants as people and scripts read and write them."""
 
 import re
+from datetime import UTC, datetime
 from typing import Final
 
 KiB: Final = 1024
@@ -30,6 +31,11 @@ def duration(seconds: float) -> str:
     if total < 86400:
         return f"{total // 3600}h{total % 3600 // 60:02d}m"
     return f"{total // 86400}d{total % 86400 // 3600}h"
+
+
+def rfc3339(seconds: float) -> str:
+    """An instant (since 1970) in UTC, with milliseconds: ``2027-01-15T08:00:00.250Z``."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def parse_duration(text: str) -> int:

@@ -33,7 +33,7 @@ class Mutation:
         caller = access.caller()
         metadata = dict(context.invocation_metadata() or ())
         request_id = metadata.get(REQUEST_ID, "")
-        return cls(action, caller.name, caller.address, str(request_id)[:_LONGEST], reason[:1000])
+        return cls(action, f"user/{caller.name}", caller.address, str(request_id)[:_LONGEST], reason[:1000])
 
     async def repeated(self, connection: AsyncConnection, kind: type[Answer], *, now: float) -> Answer | None:
         """The answer this request got before, if it is a repeat. Ask first thing in the write transaction."""

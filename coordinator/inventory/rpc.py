@@ -54,7 +54,7 @@ class Hosts(admin_pb2_grpc.HostsServicer):
         self._sites = sites
 
     async def List(self, request: admin_pb2.Empty, context: Context) -> admin_pb2.ListHostsResponse:
-        return admin_pb2.ListHostsResponse(hosts=[_host(view) for view in await self._sites.hosts()])
+        return admin_pb2.ListHostsResponse(hosts=[_host(*found) for found in await self._sites.hosts()])
 
     async def Show(self, request: admin_pb2.ShowRequest, context: Context) -> admin_pb2.Host:
         return _host(*await self._sites.host(request.name))
@@ -89,7 +89,7 @@ def _server(view: ServerView) -> admin_pb2.Server:
     )
 
 
-def _host(view: HostView, machines: list[types_pb2.Machine] | None = None) -> admin_pb2.Host:
+def _host(view: HostView, machines: list[types_pb2.Machine]) -> admin_pb2.Host:
     host = view.host
     return admin_pb2.Host(
         id=host.id,
@@ -106,7 +106,7 @@ def _host(view: HostView, machines: list[types_pb2.Machine] | None = None) -> ad
             replication_address=host.replication_address,
             store_free_bytes=host.free_bytes,
             store_total_bytes=host.total_bytes,
-            machines=machines or [],
+            machines=machines,
         ),
         last_seen=stamp(view.last_seen),
         state="active" if host.state == store.PRESENT else host.state,

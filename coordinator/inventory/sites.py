@@ -54,9 +54,16 @@ class Sites:
     def __init__(self, database: Database, pairing: Pairing) -> None:
         self._database, self._pairing = database, pairing
 
-    async def hosts(self) -> list[HostView]:
+    async def hosts(self) -> list[tuple[HostView, list[types_pb2.Machine]]]:
+        """Each with the VMs it has now."""
         async with self._database.read() as connection:
-            return list((await service.hosts(connection)).values())
+            views = await service.hosts(connection)
+            found = await store.list_machines(connection)
+        here: dict[str, list[types_pb2.Machine]] = {}
+        for machine in found:
+            if machine.state == store.PRESENT:
+                here.setdefault(machine.host_id, []).append(machine.document)
+        return [(view, here.get(view.id, [])) for view in views.values()]
 
     async def host(self, name: str) -> tuple[HostView, list[types_pb2.Machine]]:
         """With the VMs it has now. Raises Unknown, Ambiguous."""

@@ -79,7 +79,7 @@ class JobsServicer(admin_pb2_grpc.JobsServicer):
     async def Cancel(self, request: admin_pb2.CancelJobRequest, context: Any) -> admin_pb2.Job:
         del context
         who = caller()
-        return job_to_proto(await self._jobs.cancel(request.id, who.name, address=who.address))
+        return job_to_proto(await self._jobs.cancel(request.id, f"user/{who.name}", address=who.address))
 
 
 def jobs_mount(jobs: Jobs) -> Mount:

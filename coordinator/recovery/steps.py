@@ -18,6 +18,7 @@ from coordinator.recovery.errors import NoLongerProtected, SourceNotStopped, Tar
 from coordinator.recovery.service import STOP_SECONDS
 from twinsite.api.types.v1 import commands_pb2
 from twinsite.errors import TwinsiteError
+from twinsite.units import rfc3339
 
 FIND_SECONDS: Final = 120.0  # before anything is changed
 _SETTLE_SECONDS: Final = 60.0
@@ -62,7 +63,7 @@ class Steps:
             await _record(connection, context, "vm.test-started", f"vm/{test.vm_id}", {"test": test.id})
         facts = {"cycle": str(result.cycle), "machine": result.machine.name, "note": result.note}
         if result.cycle in points:
-            facts["instant"] = f"{points[result.cycle]:.3f}"
+            facts["instant"] = rfc3339(points[result.cycle])
         await context.set_result(**facts)
 
     async def _settle_test(self, context: TaskContext) -> None:
@@ -167,7 +168,7 @@ class Steps:
         item = await _mine(context)
         if item.failover_instant:
             lost = max(0.0, item.failed_over_at - item.failover_instant)
-            await context.set_result(instant=f"{item.failover_instant:.3f}", point_age_seconds=f"{lost:.3f}")
+            await context.set_result(instant=rfc3339(item.failover_instant), point_age_seconds=f"{lost:.3f}")
         async with context.database.write() as connection:
             facts = {"term": str(item.term), "cycle": str(item.failover_cycle)}
             await _record(connection, context, "vm.failed-over", f"vm/{item.vm_name}", facts)

@@ -14,7 +14,7 @@ def audit() -> None:
 
 @audit.command(name="list")
 @click.option("--limit", type=click.IntRange(1, 10000), default=100, show_default=True)
-@click.option("--actor", default="", help="Only what this user or server did.")
+@click.option("--actor", default="", help="For example user/ana or server/vmm-a.")
 @command()
 async def list_(context: Context, limit: int, actor: str) -> None:
     """Who did what, newest first; the hash chain is checked on the way.

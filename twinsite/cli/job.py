@@ -55,7 +55,7 @@ async def show(context: Context, id_: str) -> None:
         ("State", j.state.replace("_", " ") + (", cancel asked for" if j.cancel_requested else "")),
         ("Started", f"{local(j.created)} by {j.created_by}"),
         ("Ended", local(j.ended)),
-        *((f"  {t.stage + 1} {t.name}", _task(t)) for t in j.tasks),
+        *((f"  {number} {t.name}", _task(t)) for number, t in enumerate(j.tasks, 1)),
         *((name.replace("_", " ").capitalize(), value) for name, value in sorted(j.result.items())),
         ("Error", j.error.message),
         ("Next", j.error.next_step),

@@ -1,11 +1,12 @@
 """Messages of the admin API as plain JSON values: numbers are numbers, enums lower_snake, times RFC 3339 UTC."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
+
+from twinsite import units
 
 
 def to_plain(message: Message) -> Any:
@@ -28,11 +29,10 @@ def to_plain(message: Message) -> Any:
 
 
 def rfc3339(instant: Timestamp) -> str | None:
-    """Seconds precision is not enough to order points: milliseconds, with Z. None for an unset time."""
+    """None for an unset time."""
     if not instant.seconds and not instant.nanos:
         return None
-    moment = datetime.fromtimestamp(instant.seconds + instant.nanos / 1e9, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return units.rfc3339(instant.seconds + instant.nanos / 1e9)
 
 
 def _repeated(field: Any, values: Any) -> Any:

@@ -1,5 +1,7 @@
 """Test failovers: beside replication, any number, and nothing left behind."""
 
+from datetime import datetime
+
 import pytest
 
 from tests.fakes.scene import Scene
@@ -24,7 +26,7 @@ async def test_a_test_runs_beside_replication_and_tells_where(sites: Scene):
     job = await sites.ended(await sites.admin.machines.Test(request()))
     assert job.result["cycle"] == "2"
     assert job.result["note"] == "/disks/of/the/test"
-    assert float(job.result["instant"]) == pytest.approx(sites.clock.now() - 5, abs=0.1)
+    assert datetime.fromisoformat(job.result["instant"]).timestamp() == pytest.approx(sites.clock.now() - 5, abs=0.1)
     assert job.result["test"] in sites.target.tests
     sites.commit()
 
