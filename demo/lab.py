@@ -104,15 +104,14 @@ class Lab:
                 listen=self.address(f"hosts-{site}"),
             )
             self._program(provider, "twinsite-provider")
-            self._settings(
-                host,
-                state=self.root / host,
-                join_file=self.root / f"join-{site}.json",
-                store=self.root / host / "store",
-                vms=self.vms(site),
-                listen=self.address(f"replication-{site}"),
-                **dict((host_settings or {}).get(site, {})),
-            )
+            settings: dict[str, object] = {
+                "state": self.root / host,
+                "join_file": self.root / f"join-{site}.json",
+                "store": self.root / host / "store",
+                "vms": self.vms(site),
+                "listen": self.address(f"replication-{site}"),
+            }
+            self._settings(host, **{**settings, **(host_settings or {}).get(site, {})})
             self._program(host, "twinsite-host")
         (self.root / "password").write_text(self.password)
         (self.root / "password").chmod(0o600)
