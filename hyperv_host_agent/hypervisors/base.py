@@ -1,6 +1,8 @@
 """The port every hypervisor backend implements. Synchronous and thread-safe; calls may block: run them in threads."""
 
 import enum
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -74,6 +76,15 @@ class MachineState:
     power: Power
     purpose: Purpose
     autostart: bool = False  # to run whenever its host runs, as long as this host owns it
+
+
+def test_name(name: str, vm_id: str, present: Iterable[MachineSpec]) -> str:
+    """What a test copy is called: "NAME - Test", the next one beside it "NAME - Test 2" …; a repeat keeps its name."""
+    taken = {spec.id: spec.name for spec in present}
+    if vm_id in taken:
+        return taken[vm_id]
+    names = itertools.chain([f"{name} - Test"], (f"{name} - Test {number}" for number in itertools.count(2)))
+    return next(found for found in names if found not in taken.values())
 
 
 class Hypervisor(Protocol):

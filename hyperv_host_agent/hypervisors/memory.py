@@ -15,6 +15,7 @@ from hyperv_host_agent.hypervisors.base import (
     MachineState,
     Power,
     Purpose,
+    test_name,
 )
 from hyperv_host_agent.hypervisors.description import to_proto
 from hyperv_host_agent.store.base import AttachedDisk
@@ -70,9 +71,10 @@ class MemoryHypervisor:
         return self._find(vm_id).source
 
     def define(self, spec: MachineSpec, disks: tuple[AttachedDisk, ...], *, purpose: Purpose) -> None:
-        if purpose is Purpose.TEST:
-            spec = replace(spec, name=f"{spec.name} - Test")
         with self._lock:
+            if purpose is Purpose.TEST:
+                present = [machine.spec for machine in self._machines.values()]
+                spec = replace(spec, name=test_name(spec.name, spec.id, present))
             present = self._machines.get(spec.id)
             if present is not None:
                 if (present.spec, present.purpose) != (spec, purpose):

@@ -76,6 +76,15 @@ class HypervisorContract:
         rig.hypervisor.define(spec, rig.attached(), purpose=Purpose.TEST)
         assert rig.hypervisor.machine(spec.id).spec == replace(spec, name="web01 - Test")
 
+    def test_several_tests_of_one_vm_stand_beside_each_other(self, rig: Rig):
+        (first, second), disks = (new_spec(), new_spec()), rig.attached()
+        for spec in (first, second, second):
+            rig.hypervisor.define(spec, disks, purpose=Purpose.TEST)
+        assert rig.hypervisor.machine(second.id).spec.name == "web01 - Test 2"
+        rig.hypervisor.undefine(first.id)
+        rig.hypervisor.define(second, disks, purpose=Purpose.TEST)
+        assert [state.spec.name for state in rig.hypervisor.machines()] == ["web01 - Test 2"]
+
     def test_a_name_or_id_that_is_taken_is_refused(self, rig: Rig):
         mine = rig.add_ordinary("web01")
         with pytest.raises(MachineExists, match="web01"):

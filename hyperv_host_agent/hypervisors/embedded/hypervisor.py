@@ -29,6 +29,7 @@ from hyperv_host_agent.hypervisors.base import (
     MachineState,
     Power,
     Purpose,
+    test_name,
 )
 from hyperv_host_agent.hypervisors.description import to_proto
 from hyperv_host_agent.hypervisors.embedded.control import GuestOwner, Words, ask
@@ -105,8 +106,6 @@ class EmbeddedHypervisor:
         )
 
     def define(self, spec: MachineSpec, disks: tuple[AttachedDisk, ...], *, purpose: Purpose) -> None:
-        if purpose is Purpose.TEST:
-            spec = replace(spec, name=f"{spec.name} - Test")
         files = tuple(
             DiskFile(disk.id, disk.name, disk.size, f"disk{number}.top", tuple(str(layer) for layer in disk.layers))
             for number, disk in enumerate(disks)
@@ -128,10 +127,12 @@ class EmbeddedHypervisor:
         autostart: bool,
     ) -> None:
         """A VM whose disk files `fill` makes in the new folder; there is no trace of it before they are complete."""
-        described = replace(spec, disks=tuple(DiskGeometry(file.id, file.size, file.name) for file in files))
         with self._lock, locked(self._vms / _DEFINING, seconds=_START_SECONDS) as free:
             if not free:
                 raise MachineFailed(spec.id, "another VM is being made all the time")
+            if purpose is Purpose.TEST:
+                spec = replace(spec, name=test_name(spec.name, spec.id, (other.spec for other in self.machines())))
+            described = replace(spec, disks=tuple(DiskGeometry(file.id, file.size, file.name) for file in files))
             path = self._vms / folder_name(spec.id)
             with contextlib.suppress(MachineMissing):
                 present = MachineFolder.open(path, spec.id)
