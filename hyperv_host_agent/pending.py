@@ -50,6 +50,7 @@ class Pending:
         self._path = folder / "pending"
         self._file: BinaryIO | None = None
         self._id = b""
+        self._named = False  # the log's name is durable
         self._next = 1  # the batch that may come next
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -69,7 +70,7 @@ class Pending:
             self._file.seek(keep)
         else:
             self._file.write(cycle)
-        self._id, self._next = cycle, sequence
+        self._id, self._next, self._named = cycle, sequence, False
 
     def add(self, sequence: int, disk: int, clusters: Sequence[int], fingerprints: bytes, zeros: Sequence[Run]) -> None:
         if self._file is None or sequence != self._next:
@@ -87,7 +88,9 @@ class Pending:
             return  # of an earlier life of the agent: they were stored then
         self._file.flush()
         os.fsync(self._file.fileno())
-        sync_directory(self._path.parent)
+        if not self._named:
+            sync_directory(self._path.parent)
+            self._named = True
 
     def apply(self, index: FingerprintIndex, header: CycleHeader, *, complete: bool) -> bool:
         """Put them into the index, durably; they stay here. Repeatable.

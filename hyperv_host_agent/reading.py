@@ -58,12 +58,13 @@ class Compressors:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Ascending runs of one disk that are handled as one; `read` None: they are holes."""
+    """Ascending runs of one disk that are handled as one; what `read` gives None for is a hole."""
 
     disk: int
     runs: tuple[Run, ...]
-    read: Callable[[str, Run], bytes] | None
+    read: Callable[[str, Run], bytes | None]
     compare: bool
+    level: int  # of compression, if there is any
 
     @property
     def end(self) -> int:
@@ -216,23 +217,20 @@ class Reader:
             if (cycle, stream, position) == (order.header.id, order.stream, order.position):
                 return way
             self.stop()
-        way = _Way(_everything(order, self.source.read_now))
+        way = _Way(_everything(order, self._read_now))
         self._fill(way, order.header.disks, Timing())
         return way
 
     def _fill(self, way: _Way, disks: tuple[DiskGeometry, ...], timing: Timing) -> None:
         while len(way.flying) < AHEAD and (unit := next(way.units, None)) is not None:
-            level = 0 if not self.compression else COPY_LEVEL if self.source.read_now == unit.read else CYCLE_LEVEL
-            way.flying.append(
-                (unit, self._compressors.pool.submit(self._pack, unit, disks[unit.disk].id, level, timing))
-            )
+            way.flying.append((unit, self._compressors.pool.submit(self._pack, unit, disks[unit.disk].id, timing)))
 
-    def _pack(self, unit: Unit, disk: str, level: int, timing: Timing) -> Packed:
+    def _pack(self, unit: Unit, disk: str, timing: Timing) -> Packed:
         started = time.monotonic()
         contents = self._thread.submit(self._read, unit, disk).result()
         read = time.monotonic()
         packed = Packed(unit.disk)
-        packer = self._compressors.packer(level)
+        packer = self._compressors.packer(unit.level if self.compression else 0)
         for run, (content, known) in zip(unit.runs, contents, strict=True):
             if content is None:
                 packing.holes(packed, run, known)
@@ -244,10 +242,12 @@ class Reader:
 
     def _read(self, unit: Unit, disk: str) -> list[tuple[bytes | None, bytes | None]]:
         """Content and the fingerprints to compare with, run by run."""
-        return [
-            (unit.read and unit.read(disk, run), self.index.get(disk, run) if unit.compare else None)
-            for run in unit.runs
-        ]
+        return [(unit.read(disk, run), self.index.get(disk, run) if unit.compare else None) for run in unit.runs]
+
+    def _read_now(self, disk: str, run: Run) -> bytes | None:
+        if list(self.source.holes_now(disk, run)) == [run]:
+            return None
+        return self.source.read_now(disk, run)
 
 
 def _build(gathered: Packed, sequence: int, digest: bytes, disks: tuple[DiskGeometry, ...]) -> Built:
@@ -270,12 +270,12 @@ def _after(disks: tuple[DiskGeometry, ...], unit: Unit) -> Position:
     return Position(unit.disk, unit.end)
 
 
-def _everything(order: ReadSlice, read: Callable[[str, Run], bytes]) -> Iterator[Unit]:
+def _everything(order: ReadSlice, read: Callable[[str, Run], bytes | None]) -> Iterator[Unit]:
     """What is left of a copy."""
     start = order.position.cluster
     for number in range(order.position.disk, len(order.header.disks)):
         for run in _pieces([Run(start, clusters(order.header.disks[number].size) - start)]):
-            yield Unit(number, (run,), read, order.suppress)
+            yield Unit(number, (run,), read, order.suppress, COPY_LEVEL)
         start = 0
 
 
@@ -290,12 +290,16 @@ def _changes(point: SourcePoint, order: ReadPoint) -> Iterator[Unit]:
         for run, is_hole in _split([everything] if whole else point.dirty(disk.id), point.holes(disk.id)):
             for piece in _pieces([run]):
                 if gathered and (is_hole != hole or sum(r.count for r in gathered) + piece.count > UNIT_CLUSTERS):
-                    yield Unit(number, tuple(gathered), None if hole else point.read, compare)
+                    yield Unit(number, tuple(gathered), _nothing if hole else point.read, compare, CYCLE_LEVEL)
                     gathered = []
                 gathered.append(piece)
                 hole = is_hole
         if gathered:
-            yield Unit(number, tuple(gathered), None if hole else point.read, compare)
+            yield Unit(number, tuple(gathered), _nothing if hole else point.read, compare, CYCLE_LEVEL)
+
+
+def _nothing(_disk: str, _run: Run) -> None:
+    """A hole is not read."""
 
 
 def _pieces(runs: Iterable[Run]) -> Iterator[Run]:

@@ -68,6 +68,8 @@ _log = structlog.get_logger()
 
 
 STATE_FILE: Final = "sender.json"
+ACKED_BATCHES: Final = 16  # at most 3 MiB each: less than the sender's window, which would close otherwise
+ACKED_SECONDS: Final = 1.0
 
 
 class StateUnwritable(Failed):
@@ -193,6 +195,7 @@ class _Life:
         self._order = order
         self._events: deque[Event] = deque()
         self._some = asyncio.Event()
+        self._acked = 0, 0, 0.0  # stream, batch and time of the last ack that was handed on
         self._timer: asyncio.Task[None] | None = None
         self._point: SourcePoint | None = None
         self._spool: Spool | None = None
@@ -212,7 +215,7 @@ class _Life:
                 await self._some.wait()
             event = self._events.popleft()
             if isinstance(event, Durable):
-                if self._overtaken(event):
+                if not self._worth_a_checkpoint(event):
                     continue
                 if self._spool is not None:
                     await self._reader.run(self._spool.release, event.sequence)
@@ -220,9 +223,14 @@ class _Life:
                 await self._act(action)
             self._means.on_view(self._sender.view)
 
-    def _overtaken(self, ack: Durable) -> bool:
-        """Each ack costs a checkpoint on disk: of several that wait, only the last one counts."""
-        return any(isinstance(event, Durable) and event.stream == ack.stream for event in self._events)
+    def _worth_a_checkpoint(self, ack: Durable) -> bool:
+        """Each ack that is handed on costs the source two syncs of its own; a window has room for several acks."""
+        now = self._means.clock.monotonic()
+        stream, sequence, at = self._acked
+        if stream == ack.stream and ack.sequence < sequence + ACKED_BATCHES and now < at + ACKED_SECONDS:
+            return False
+        self._acked = ack.stream, ack.sequence, now
+        return True
 
     async def release(self) -> None:
         if self._stream is not None:

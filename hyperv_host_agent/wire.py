@@ -164,7 +164,9 @@ def cycle_of(frame: pb.Begin, vm_id: str) -> CycleHeader:
 def timestamp(instant: float) -> Timestamp:
     """Of seconds since 1970; exact to the nanosecond, which seconds times 10⁹ as a float are not."""
     seconds = math.floor(instant)
-    return Timestamp(seconds=seconds, nanos=round((instant - seconds) * 1e9) % 1_000_000_000)
+    made = Timestamp()
+    made.FromNanoseconds(seconds * 1_000_000_000 + round((instant - seconds) * 1e9))
+    return made
 
 
 def end(batches: int, digest: bytes) -> pb.FrameHeader:

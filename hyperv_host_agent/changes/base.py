@@ -94,6 +94,10 @@ class ChangeSource(Protocol):
         """Content as it is now, torn under the guest's writes perhaps; for the fuzzy initial copy only."""
         ...
 
+    def holes_now(self, disk: str, run: Run) -> Iterator[Run]:
+        """Clusters of the run that are zero now, known without reading, ascending; for the fuzzy copy only."""
+        ...
+
     def disks(self) -> tuple[DiskGeometry, ...]: ...
 
     def dirty_bytes(self) -> int:

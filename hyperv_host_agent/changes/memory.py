@@ -164,6 +164,13 @@ class MemoryChangeSource:
                 raise SourceFailed(self.vm_id, disk, "input/output error")
             return bytes(self._content[disk][run.start * CLUSTER : run.end * CLUSTER])
 
+    def holes_now(self, disk: str, run: Run) -> Iterator[Run]:
+        with self._lock:
+            content = bytes(self._content[disk][run.start * CLUSTER : run.end * CLUSTER])
+        places = range(run.count)
+        zeros = (place for place in places if is_zero(content[place * CLUSTER : (place + 1) * CLUSTER]))
+        yield from runs(run.start + place for place in zeros)
+
     def disks(self) -> tuple[DiskGeometry, ...]:
         return self._geometry
 

@@ -185,6 +185,13 @@ class TrackedFileSource:
         except OSError as error:
             raise SourceFailed(self.vm_id, disk, str(error)) from error
 
+    def holes_now(self, disk: str, run: Run) -> Iterator[Run]:
+        try:
+            with contextlib.closing(self._open_disk(disk, False)) as file:
+                yield from file.holes(run)
+        except OSError as error:
+            raise SourceFailed(self.vm_id, disk, str(error)) from error
+
     def disks(self) -> tuple[DiskGeometry, ...]:
         return self._geometry
 
