@@ -29,9 +29,10 @@ class _Machine:
     power: Power
     source: MemoryChangeSource
     fenced: int | None = None
+    wanted: bool = True  # to run: not stopped on purpose
 
     def state(self) -> MachineState:
-        wanted = self.purpose is Purpose.ORDINARY and self.power is Power.RUNNING
+        wanted = self.purpose is Purpose.ORDINARY and self.wanted and self.fenced is None
         return MachineState(self.spec, self.power, self.purpose, autostart=wanted)
 
 
@@ -54,6 +55,12 @@ class MemoryHypervisor:
         """A running, ordinary VM; its source is where the test writes as the guest."""
         with self._lock:
             return self._insert(spec, Purpose.ORDINARY, Power.RUNNING, contents or {}).source
+
+    def lose_power(self) -> None:
+        """As when the host goes down: nothing runs, and nobody stopped it on purpose."""
+        with self._lock:
+            for machine in self._machines.values():
+                machine.power = Power.STOPPED
 
     # The port.
 
@@ -135,4 +142,5 @@ class MemoryHypervisor:
 
     def _power(self, machine: _Machine, power: Power) -> None:
         machine.power = power
+        machine.wanted = power is Power.RUNNING
         machine.source.machine = to_proto(machine.state()).SerializeToString(deterministic=True)

@@ -130,10 +130,15 @@ class Pair:
 
 @contextlib.asynccontextmanager
 async def pair(
-    folder: Path, *, store: ReplicaStore | None = None, spool_memory: int = 64 << 20, life: float = 7 * 86400.0
+    folder: Path,
+    *,
+    store: ReplicaStore | None = None,
+    spool_memory: int = 64 << 20,
+    life: float = 7 * 86400.0,
+    current: bool = True,
 ) -> AsyncIterator[Pair]:
-    """`life` of certificates, in seconds."""
-    async with host_provider(TestVault(), life=life) as provider, contextlib.AsyncExitStack() as stack:
+    """`life` of certificates, in seconds; `current`: the provider knows what the coordinator says now."""
+    async with host_provider(TestVault(), life=life, current=current) as provider, contextlib.AsyncExitStack() as stack:
         here, there = MemoryHypervisor(), MemoryHypervisor(content=read)
         agents: dict[str, contextlib.AsyncExitStack] = {}
 

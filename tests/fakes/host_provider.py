@@ -134,6 +134,13 @@ class HostProvider(rpc.HostEnrollmentServicer, rpc.HostLinkServicer):
         view.assigned = types_pb2.Assignments(host_id=host_id, version=self._version, assignments=assignments)
         view.outgoing.put_nowait(pb.ToHost(assignments=view.assigned))
 
+    def welcome(self, host_id: str) -> None:
+        """Also later in a session, when the coordinator is back."""
+        welcome = pb.Welcome(
+            provider_unix=int(SystemClock().now()), provider_version="test", assignments_current=self.current
+        )
+        self.hosts[host_id].outgoing.put_nowait(pb.ToHost(welcome=welcome))
+
     async def order(self, host_id: str, command_id: str, **action: Any) -> commands_pb2.CommandResult:
         """Send a command and wait for its result."""
         self.send(host_id, command_id, **action)
@@ -188,10 +195,7 @@ class HostProvider(rpc.HostEnrollmentServicer, rpc.HostLinkServicer):
         view = self.hosts.setdefault(identity.id, HostView())
         view.sessions += 1
         view.outgoing = asyncio.Queue()
-        welcome = pb.Welcome(
-            provider_unix=int(SystemClock().now()), provider_version="test", assignments_current=self.current
-        )
-        view.outgoing.put_nowait(pb.ToHost(welcome=welcome))
+        self.welcome(identity.id)
         if view.assigned is not None:
             view.outgoing.put_nowait(pb.ToHost(assignments=view.assigned))
         async with asyncio.TaskGroup() as group:

@@ -136,7 +136,7 @@ async def test_a_failed_over_vm_comes_up_again_after_a_restart_of_its_host(tmp_p
         await two.settled(machine.id)
         result = await two.provider.order(two.target.host_id, "failover@1", failover=two.failover(machine.id))
         assert result.ok
-        two.there.stop(machine.id, timeout=0)  # as a reboot leaves it
+        two.there.lose_power()
         await two.restart_target()
         await eventually("it to run", lambda: two.there.machine(machine.id).power is Power.RUNNING)
 
@@ -194,3 +194,24 @@ async def test_a_forgotten_source_is_as_it_was_and_can_be_protected_again(tmp_pa
         assert not [path for path in (tmp_path / "b1" / "store").iterdir() if not path.name.startswith(".")]
         await two.protect(machine)
         await two.settled(machine.id)
+
+
+async def test_a_protected_vm_starts_with_its_host_once_it_is_certain_that_it_may(tmp_path: Path) -> None:
+    async with pair(tmp_path, current=False) as two:
+        machine = spec()
+        two.add(machine, contents())
+        await two.protect(machine)
+        await two.settled(machine.id)
+        two.hypervisor.lose_power()
+        sessions = two.at_source.sessions
+        await two.restart_source()
+        await eventually("it to connect", lambda: two.at_source.sessions > sessions)
+        await two.settled(machine.id)  # it replicates, stopped as it is
+        assert two.hypervisor.machine(machine.id).power is Power.STOPPED
+        two.provider.current = True
+        two.provider.welcome(two.source.host_id)
+        await eventually("it to run", lambda: two.hypervisor.machine(machine.id).power is Power.RUNNING)
+        two.hypervisor.stop(machine.id, timeout=0)
+        await two.restart_source()
+        await two.settled(machine.id)
+        assert two.hypervisor.machine(machine.id).power is Power.STOPPED  # on purpose: it stays so
