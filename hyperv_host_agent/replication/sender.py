@@ -356,16 +356,12 @@ class Sender:
         term = self._state.term
         if flight.header.term != term:  # it rose while the cycle waited; this side stayed the owner
             flight = self._flight = replace(flight, header=replace(flight.header, term=term))
-        actions: list[Action] = []
-        if flight.checkpoint is not None and flight.ended:  # what comes after the checkpoint is read again
-            flight = self._flight = replace(flight, ended=False)
-            actions = self._persist(replace(self._state, flight=flight))
         digest = after.digest
         if self._spool is not None and after.sequence:
             digest = self._spool[after.sequence - 1].digest
         self._streams += 1
         self._stream = _Stream(self._streams, after.sequence, digest, position=after.position)
-        return [*actions, BeginStream(self._streams, flight.header, after.sequence), *self._pump(self._stream)]
+        return [BeginStream(self._streams, flight.header, after.sequence), *self._pump(self._stream)]
 
     def _pump(self, stream: _Stream) -> list[Action]:
         """Hand over what the window takes, then the end."""
@@ -385,7 +381,13 @@ class Sender:
         if stream.reading:
             return []
         if stream.position.disk >= len(flight.header.disks):
-            return self._finish(stream, flight)
+            # Its end is sent once all of it is durable at both ends. From then on a copy is what it is: going on after
+            # a cut reads nothing again, and no two attempts at its end can differ.
+            if stream.in_flight:
+                return []
+            return self._finish(
+                stream, replace(flight, checkpoint=Checkpoint(stream.sent, stream.sent_digest, stream.position))
+            )
         if stream.bytes >= self._window:
             return []
         stream.reading = True
@@ -448,8 +450,10 @@ class Sender:
         # Fingerprints before the checkpoint that relies on them. It never passes what the target has made durable, so
         # going on from here needs nothing of either end that a crash could have taken.
         self._flight = replace(flight, checkpoint=checkpoint)
-        stored = [] if stream.ended else [StorePending(flight.header.id, checkpoint.sequence)]
-        return [*stored, *self._persist(replace(self._state, flight=self._flight))]
+        return [
+            StorePending(flight.header.id, checkpoint.sequence),
+            *self._persist(replace(self._state, flight=self._flight)),
+        ]
 
     # ------------------------------------------------------------------------------------------ how it ends
 

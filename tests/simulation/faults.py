@@ -139,14 +139,13 @@ class TrustsAnyIndex(Sender):
         return actions
 
 
-class ShortensPending(Sender):
-    """A late ack of a batch orders the fingerprints up to that batch only, though the end was sent with all."""
+class EndsEarly(Sender):
+    """Sends a copy's end while parts of it are not durable yet, and reads those again after a cut."""
 
-    def _take_durable(self, stream, sequence: int):
-        ended, stream.ended = stream.ended, False
-        actions = super()._take_durable(stream, sequence)
-        stream.ended = ended
-        return actions
+    def _pump_copy(self, stream, flight: Flight):
+        if stream.reading or stream.position.disk < len(flight.header.disks):
+            return super()._pump_copy(stream, flight)
+        return self._finish(stream, flight)
 
 
 class LeavesPoints(Sender):
@@ -241,7 +240,7 @@ PLANTED: dict[str, Plan] = {
     "pending fingerprints are not stored before the end is sent": Plan(source=LosesPending),
     "fingerprints of a copy are not stored with its checkpoint": Plan(source=LosesPendingOfCopies),
     "a copy resumes beyond the source's own journal": Plan(source=_source(GoesBeyondItsJournal)),
-    "a late ack shortens the stored fingerprints": Plan(source=_source(ShortensPending)),
+    "a copy's end is sent before all of it is durable": Plan(source=_source(EndsEarly)),
     "a point of an earlier life is left waiting": Plan(source=_source(LeavesPoints)),
     "the index is trusted whatever cycle the target has": Plan(source=_source(TrustsAnyIndex)),
     "a disk is skipped": Plan(source=SkipsADisk),

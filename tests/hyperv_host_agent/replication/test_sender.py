@@ -214,8 +214,9 @@ def test_an_initial_copy_is_read_beside_the_running_guest_and_followed_by_a_delt
     assert kinds(actions) == ["SendBatch", "ReadSlice"]
     assert one(actions, say.ReadSlice).position == Position(0, 4)
     assert sender.view.copied_bytes == 4 * CLUSTER
-    actions = tell(sender, say.SliceRead(1, None, Position(1, 0)))
-    assert kinds(actions) == ["StorePending", "Persist", "SendEnd"]
+    assert tell(sender, say.SliceRead(1, None, Position(1, 0))) == []  # its end waits until all is durable
+    actions = tell(sender, say.Durable(1, 1))
+    assert kinds(actions)[-3:] == ["StorePending", "Persist", "SendEnd"]
     tell(sender, say.CommitAcked(1, Committed(1, begin.header.id)))
     actions = tell(sender, say.Applied(sound=True), now=1.0)
     assert not one(actions, say.Persist).state.recoverable
@@ -246,6 +247,17 @@ def test_a_copy_goes_on_after_a_restart_from_its_own_checkpoint_though_the_targe
     assert one(actions, say.BeginStream).resume_after == 1
     read = one(actions, say.ReadSlice)
     assert (read.sequence, read.digest, read.position) == (2, ready(1).digest, Position(0, 2))
+
+
+def test_a_copy_whose_end_was_sent_reads_nothing_again():
+    before = make(SenderState())
+    copying(before)
+    tell(before, say.SliceRead(1, None, Position(1, 0)), say.Durable(1, 2))
+    sender = make(before.state)
+    id_ = before.state.flight.header.id
+    actions = tell(sender, ASSIGNED, target(None, Unfinished(1, id_, 2, bytes(16))), source(None))
+    assert kinds(actions) == ["BeginStream", "StorePending", "SendEnd"]
+    assert one(actions, say.SendEnd).digest == ready(2).digest
 
 
 def test_a_copy_starts_again_at_a_target_that_lost_what_it_acked():
