@@ -55,12 +55,14 @@ class Receiver:
         self._vm_id = vm_id
         self._state = state
         self._stream: _Stream | None = None
+        self._ending = 0  # number of the stream whose commit was ordered last: if that fails, it is told
 
     @property
     def state(self) -> TargetState:
         return self._state
 
     def handle(self, event: Event, now: float) -> list[Action]:
+        ending, self._ending = self._ending, 0
         match event:
             case Asked(call):
                 # The answer is a promise: no frame of an older stream may change what it says.
@@ -77,7 +79,7 @@ class Receiver:
                 return [*refusals, SetTerm(term)]
             case StoreFailed(error, state):
                 self._state = state
-                return self._end(error)
+                return [Refuse(ending, error)] if ending else self._end(error)
             case BatchReceived() | EndReceived() | StreamClosed() | Ticked():
                 return self._in_stream(event, now)
 
@@ -163,6 +165,7 @@ class Receiver:
         committed = Committed(stream.header.number, stream.header.id)
         self._state = replace(self._state, committed=committed, unfinished=None)
         self._stream = None
+        self._ending = stream.number
         return [Sync(), Commit(), AckCommitted(stream.number, committed)]
 
     def _end(self, error: TwinsiteError) -> list[Action]:
