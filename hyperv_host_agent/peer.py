@@ -12,6 +12,7 @@ from hyperv_host_agent.replication.sending import CommitAcked, Durable
 from twinsite.api.host.v1 import replication_pb2 as pb
 from twinsite.api.types.v1 import types_pb2
 from twinsite.channel import Call, Channel, dial
+from twinsite.clock import Clock
 from twinsite.errors import Unreachable
 from twinsite.server import DATA
 from twinsite.tls import channel_credentials
@@ -22,14 +23,16 @@ if TYPE_CHECKING:
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["Replication"].full_name
 ASK_SECONDS: Final = 10.0
 STALL_SECONDS: Final = 60.0  # a message the network does not take for so long
+SILENCE_SECONDS: Final = 300.0  # a target that has something and neither acks nor refuses it; a commit may take a while
+_LOOK_SECONDS: Final = 10.0
 
 
 class Stalled(Unreachable):
-    public = "the target took nothing for {error.seconds:.0f} s"
+    public = "the target {error.what} for {error.seconds:.0f} s"
     still_works = "changes go on being tracked; replication goes on by itself"
 
-    def __init__(self) -> None:
-        self.seconds = STALL_SECONDS
+    def __init__(self, what: str, seconds: float) -> None:
+        self.what, self.seconds = what, seconds
 
 
 class StreamEnded(Unreachable):
@@ -40,8 +43,9 @@ class StreamEnded(Unreachable):
 class Peer:
     """One connection, made when it is needed, and again after a failure or a renewal of the certificate."""
 
-    def __init__(self, membership: Membership, host_id: str, address: str) -> None:
+    def __init__(self, membership: Membership, host_id: str, address: str, clock: Clock) -> None:
         self._membership = membership
+        self._clock = clock
         self._host_id = host_id
         self._address = address
         self._channel: Channel | None = None
@@ -74,7 +78,7 @@ class Peer:
         """A stream on which the begin frame was sent. Raises TwinsiteError."""
         channel = await self._connected()
         call: Call = channel.stream_stream(f"/{_SERVICE}/Send", response_deserializer=pb.Ack.FromString)()
-        sending = Sending(number, call)
+        sending = Sending(number, call, self._clock)
         await sending.write(wire.encode(wire.begin(header, resume_after=resume_after, grant=grant)))
         return sending
 
@@ -96,28 +100,43 @@ class Peer:
 
 
 class Sending:
-    def __init__(self, number: int, call: Call) -> None:
+    def __init__(self, number: int, call: Call, clock: Clock) -> None:
         self.number = number
         self._call = call
+        self._clock = clock
+        self._written = self._acked = 0  # batches
+        self._since = 0.0  # when the target began to owe an answer, or gave the last one
 
-    async def write(self, message: bytes) -> None:
+    async def write(self, message: bytes, batch: int = 0) -> None:
         """Waits for flow control, which is the network and the target's disk. Raises TwinsiteError, Stalled."""
         try:
             async with asyncio.timeout(STALL_SECONDS):
                 await self._call.write(message)
         except TimeoutError:
             self._call.cancel()
-            raise Stalled from None
+            raise Stalled("took nothing", STALL_SECONDS) from None
+        if self._written <= self._acked:
+            self._since = self._clock.monotonic()
+        self._written = max(self._written, batch)
 
     async def acks(self) -> "AsyncIterator[Durable | CommitAcked]":
         """Up to the commit. Raises TwinsiteError, StreamEnded."""
         while (ack := await self._call.read()) is not grpc.aio.EOF:
+            self._since = self._clock.monotonic()
             if ack.WhichOneof("ack") == "durable":
+                self._acked = ack.durable
                 yield Durable(self.number, ack.durable)
             else:
                 yield CommitAcked(self.number, Committed(ack.committed.cycle, ack.committed.id))
                 return
         raise StreamEnded
+
+    async def watch(self) -> None:
+        """Runs beside the stream. Raises Stalled when the target has gone silent."""
+        while True:
+            await self._clock.sleep(_LOOK_SECONDS)
+            if self._written > self._acked and self._clock.monotonic() > self._since + SILENCE_SECONDS:
+                raise Stalled("answered nothing", SILENCE_SECONDS)
 
     def cancel(self) -> None:
         self._call.cancel()

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from hyperv_host_agent import blocking
+from hyperv_host_agent import blocking, wire
 from hyperv_host_agent.commands import Call
 from hyperv_host_agent.hypervisors.base import Hypervisor, MachineExists, MachineMissing, Power, Purpose
 from hyperv_host_agent.hypervisors.description import from_proto, to_proto
@@ -154,6 +154,7 @@ class Recovery:
         state = await blocking.finish(self._hypervisor.machine, vm_id)
         call.result.machine.CopyFrom(to_proto(state))
         call.result.cycle = point.cycle
+        call.result.instant.CopyFrom(wire.timestamp(point.instant))
         notes = []
         for disk in state.spec.disks:
             path = await blocking.finish(self._hypervisor.disk_path, vm_id, disk.id)

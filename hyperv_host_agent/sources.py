@@ -172,7 +172,7 @@ class Sources:
             vm_id=vm_id,
             folder=self._folder / vm_id,
             reader=reader,
-            peer=Peer(self._membership, assignment.peer_host_id, assignment.peer_address),
+            peer=Peer(self._membership, assignment.peer_host_id, assignment.peer_address, self._clock),
             describe=lambda: to_proto(self._hypervisor.machine(vm_id)),
             copies=self._copies,
             spool_folder=self._spool_folder,

@@ -72,6 +72,9 @@ ACKED_BATCHES: Final = 16  # at most 3 MiB each: less than the sender's window, 
 ACKED_SECONDS: Final = 1.0
 
 
+_Outgoing = asyncio.Queue[tuple[int, bytes | None]]  # batches by number, None: it is in the spool; then the end
+
+
 class StateUnwritable(Failed):
     public = "the agent's state in {error.folder} cannot be written: {error.reason}"
     still_works = "the VM runs on and its changes stay tracked; points at the target are untouched"
@@ -201,7 +204,7 @@ class _Life:
         self._spool: Spool | None = None
         self._slices: dict[int, bytes] = {}  # read and not yet ordered to be sent
         self._stream: asyncio.Task[None] | None = None
-        self._outgoing: asyncio.Queue[bytes | int] = asyncio.Queue()  # messages, or numbers of spooled ones
+        self._outgoing: _Outgoing = asyncio.Queue()
 
     def put(self, event: Event) -> None:
         self._events.append(event)
@@ -275,9 +278,9 @@ class _Life:
                 self._outgoing = asyncio.Queue()
                 self._stream = self._group.create_task(self._send(action, self._outgoing))
             case SendBatch(_, sequence):
-                self._outgoing.put_nowait(self._slices.pop(sequence, sequence))
+                self._outgoing.put_nowait((sequence, self._slices.pop(sequence, None)))
             case SendEnd(_, batches, digest):
-                self._outgoing.put_nowait(wire.encode(wire.end(batches, digest)))
+                self._outgoing.put_nowait((batches + 1, wire.encode(wire.end(batches, digest))))
             case CloseStream():
                 self._close_stream()
 
@@ -367,7 +370,7 @@ class _Life:
             self._stream.cancel()
             self._stream = None
 
-    async def _send(self, order: BeginStream, outgoing: asyncio.Queue[bytes | int]) -> None:
+    async def _send(self, order: BeginStream, outgoing: _Outgoing) -> None:
         copy = order.header.kind is not Kind.DELTA
         try:
             async with self._means.copies if copy else contextlib.nullcontext():
@@ -376,23 +379,27 @@ class _Life:
                 )
                 try:
                     async with asyncio.TaskGroup() as group:
-                        writer = group.create_task(self._write(sending, outgoing))
+                        beside = [
+                            group.create_task(self._write(sending, outgoing)),
+                            group.create_task(sending.watch()),
+                        ]
                         async for ack in sending.acks():
                             self.put(ack)
-                        writer.cancel()
+                        for task in beside:
+                            task.cancel()
                 finally:
                     sending.cancel()
         except* TwinsiteError as errors:
             self.put(StreamLost(order.stream, typed(errors)))
 
-    async def _write(self, sending: Sending, outgoing: asyncio.Queue[bytes | int]) -> None:
+    async def _write(self, sending: Sending, outgoing: _Outgoing) -> None:
         while True:
-            message = await outgoing.get()
-            if isinstance(message, int):
+            sequence, message = await outgoing.get()
+            if message is None:
                 if self._spool is None:
                     return  # the stream is about to be closed
-                message = await self._reader.run(self._spool.get, message)
-            await sending.write(message)
+                message = await self._reader.run(self._spool.get, sequence)
+            await sending.write(message, sequence)
 
 
 def typed(group: BaseExceptionGroup[TwinsiteError]) -> TwinsiteError:

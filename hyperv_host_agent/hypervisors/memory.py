@@ -80,8 +80,8 @@ class MemoryHypervisor:
     def define(self, spec: MachineSpec, disks: tuple[AttachedDisk, ...], *, purpose: Purpose) -> None:
         with self._lock:
             if purpose is Purpose.TEST:
-                present = [machine.spec for machine in self._machines.values()]
-                spec = replace(spec, name=test_name(spec.name, spec.id, present))
+                others = [machine.spec for machine in self._machines.values()]
+                spec = replace(spec, name=test_name(spec.name, spec.id, others))
             present = self._machines.get(spec.id)
             if present is not None:
                 if (present.spec, present.purpose) != (spec, purpose):

@@ -1,5 +1,6 @@
 """What a caller of the replication server may do, tried with a client of the test's own."""
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
@@ -12,11 +13,12 @@ from hyperv_host_agent.membership import Membership
 from hyperv_host_agent.peer import Peer
 from hyperv_host_agent.replication.cycle import CycleHeader, DiskGeometry, Kind
 from hyperv_host_agent.replication.sending import CommitAcked
+from hyperv_host_agent.rpc import Replication
 from tests.fakes.host_provider import HostProvider, grant, host_agent, host_provider
 from tests.fakes.pki import TestVault
 from twinsite import keys
 from twinsite.api.types.v1 import commands_pb2, types_pb2
-from twinsite.clock import SystemClock
+from twinsite.clock import MovedClock, SystemClock
 from twinsite.credentials import Credentials
 from twinsite.errors import Denied, InvalidInput, Precondition, TwinsiteError, Unauthenticated, Unreachable
 from twinsite.extents import CLUSTER, Run
@@ -33,7 +35,7 @@ class Source:
     ) -> None:
         self.provider, self.target, self.store = provider, target, store
         self.me = Membership(store, credentials, SystemClock())
-        self.peer = Peer(self.me, target, address)
+        self.peer = Peer(self.me, target, address, SystemClock())
 
     def grant(self, **changes: object) -> types_pb2.SignedDocument:
         fields = {"source": self.me.identity.id, "target": self.target} | changes
@@ -224,7 +226,7 @@ async def test_whoever_is_no_host_of_this_vault_gets_nowhere(tmp_path: Path) -> 
         address = source.peer._address
 
         async def attempt(credentials: Credentials) -> None:
-            peer = Peer(Membership(tmp_path, credentials, SystemClock()), source.target, address)
+            peer = Peer(Membership(tmp_path, credentials, SystemClock()), source.target, address, SystemClock())
             try:
                 await peer.ask(source.grant(source=credentials.identity.id), MACHINE)
             finally:
@@ -243,10 +245,34 @@ async def test_whoever_is_no_host_of_this_vault_gets_nowhere(tmp_path: Path) -> 
 
 async def test_a_valid_certificate_of_another_host_is_not_the_target(tmp_path: Path) -> None:
     async with target(tmp_path) as source:
-        peer = Peer(source.me, keys.new_id("h"), source.peer._address)
+        peer = Peer(source.me, keys.new_id("h"), source.peer._address, SystemClock())
         try:
             with pytest.raises(Unreachable) as refused:
                 await peer.ask(source.grant(), MACHINE)
             assert refused.value.code == "NOT_THE_PEER"
         finally:
             await peer.close()
+
+
+async def test_a_target_that_goes_silent_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with target(tmp_path) as source:
+        clock = MovedClock()
+        source.peer = Peer(source.me, source.target, source.peer._address, clock)
+        monkeypatch.setattr(Replication, "send", _listen)
+        sending = await source.peer.send(1, source.header(), 0, source.grant())
+        await sending.write(batch(), 1)
+        watching = asyncio.ensure_future(sending.watch())
+        while not watching.done():
+            await asyncio.sleep(0)
+            clock.advance(10)
+            assert clock.monotonic() < 1_800_000_000 + 400
+        with pytest.raises(Unreachable) as given_up:
+            await watching
+        assert given_up.value.code == "STALLED"
+        sending.cancel()
+
+
+async def _listen(_self: Replication, _requests: object, context: object) -> None:
+    """Takes everything and answers nothing."""
+    while isinstance(await context.read(), bytes):  # type: ignore[attr-defined]
+        pass
