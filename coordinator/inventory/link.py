@@ -195,9 +195,9 @@ class Sessions:
                 stored = link_pb2.ResultStored(id=message.result.id)
                 await session.outbox.put(link_pb2.ToProvider(result_stored=stored))
             case "progress":
-                await self._jobs.command_progress(_bounded(message.progress))
+                await self._jobs.command_progress(server_id, _bounded(message.progress))
             case "received":
-                await self._jobs.command_received(message.received.id)
+                await self._jobs.command_received(server_id, message.received.id)
             case _:  # a second hello, or a message of a newer provider
                 log.info("message ignored", server=server_id)
 

@@ -4,10 +4,11 @@ Guard rail 6: a command has the key task@attempt and is stored before it is sent
 keys, because a handler is run again after a crash.
 """
 
-from collections.abc import AsyncIterator
-from typing import TypeAlias
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, TypeAlias
 
 import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.jobs import model, store
 from coordinator.jobs.wakes import Wakes, wait
@@ -47,15 +48,24 @@ class Commands:
                 yield
                 await wait(event, POLL_SECONDS)
 
-    async def received(self, command_id: str) -> None:
+    async def received(self, server_id: str, command_id: str) -> None:
+        """Raises CommandOfAnotherServer."""
         async with self._database.write() as connection:
-            await store.receive_command(connection, command_id)
+            if await self._given_to(connection, server_id, command_id) is not None:
+                await store.receive_command(connection, command_id)
 
-    async def progress(self, report: commands_pb2.CommandProgress) -> None:
-        task_id = report.id.partition("@")[0]
-        await self.progress_task(
-            task_id, percent=report.percent, done=report.bytes_done, total=report.bytes_total, message=report.message
-        )
+    async def progress(self, server_id: str, report: commands_pb2.CommandProgress) -> None:
+        """Raises CommandOfAnotherServer."""
+        async with self._database.read() as connection:
+            row = await self._given_to(connection, server_id, report.id)
+        if row is not None:
+            await self.progress_task(
+                row["task_id"],
+                percent=report.percent,
+                done=report.bytes_done,
+                total=report.bytes_total,
+                message=report.message,
+            )
 
     async def progress_task(self, task_id: str, *, percent: int, done: int, total: int, message: str) -> None:
         """Written at most once a second; a report about a task that no longer runs is dropped."""
@@ -82,11 +92,16 @@ class Commands:
     async def result(self, server_id: str, result: commands_pb2.CommandResult) -> None:
         """Store a result; a repeat changes nothing. Raises CommandOfAnotherServer."""
         async with self._database.write() as connection:
-            row = await store.get_command(connection, result.id)
-            if row is None:  # its job was forgotten meanwhile: the agent may forget it too
+            if await self._given_to(connection, server_id, result.id) is None:
+                # Its job was forgotten meanwhile: the agent may forget it too.
                 log.info("result of a forgotten command", command=result.id, server=server_id)
                 return
-            if row["server_id"] != server_id:
-                raise model.CommandOfAnotherServer(result.id)
             await store.finish_command(connection, result.id, result.SerializeToString())
         self._wakes.wake(f"command:{result.id}")
+
+    async def _given_to(self, connection: AsyncConnection, server_id: str, command_id: str) -> Mapping[Any, Any] | None:
+        """The row, None when there is none any more. Raises CommandOfAnotherServer."""
+        row = await store.get_command(connection, command_id)
+        if row is not None and row["server_id"] != server_id:
+            raise model.CommandOfAnotherServer(command_id)
+        return row

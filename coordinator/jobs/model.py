@@ -208,6 +208,7 @@ class CommandReused(Internal):
 class CommandOfAnotherServer(Precondition):
     public = "command {error.command_id} was not given to this server"
     still_works = "the report was ignored"
+    next_step = "find out why this server speaks of it: look at its host for a copied identity or journal"
 
     def __init__(self, command_id: str) -> None:
         self.command_id = command_id

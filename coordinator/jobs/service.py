@@ -162,14 +162,15 @@ class Jobs:
         """`async for _ in …`: once at the start, then whenever `commands_for` may have changed; never ends."""
         return self._commands.wakes(server_id)
 
-    async def command_received(self, command_id: str) -> None:
-        await self._commands.received(command_id)
+    async def command_received(self, server_id: str, command_id: str) -> None:
+        """Raises CommandOfAnotherServer, as the next two do: only who was given a command speaks of it."""
+        await self._commands.received(server_id, command_id)
 
-    async def command_progress(self, report: commands_pb2.CommandProgress) -> None:
-        await self._commands.progress(report)
+    async def command_progress(self, server_id: str, report: commands_pb2.CommandProgress) -> None:
+        await self._commands.progress(server_id, report)
 
     async def command_result(self, server_id: str, result: commands_pb2.CommandResult) -> None:
-        """Once this returns, the result is stored and the server may be told so. Raises CommandOfAnotherServer."""
+        """Once this returns, the result is stored and the server may be told so."""
         await self._commands.result(server_id, result)
 
     # ---- the engine's side -------------------------------------------------------------------------------------

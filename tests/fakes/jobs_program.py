@@ -78,9 +78,11 @@ class Link:
     async def _take(self, message: dict[str, Any]) -> None:
         match message["kind"]:
             case "received":
-                await self._jobs.command_received(message["id"])
+                await self._jobs.command_received(message["server"], message["id"])
             case "progress":
-                await self._jobs.command_progress(commands_pb2.CommandProgress(id=message["id"], percent=50))
+                await self._jobs.command_progress(
+                    message["server"], commands_pb2.CommandProgress(id=message["id"], percent=50)
+                )
             case "result":
                 result = commands_pb2.CommandResult.FromString(bytes.fromhex(message["message"]))
                 await self._jobs.command_result(message["server"], result)

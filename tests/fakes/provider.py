@@ -46,7 +46,7 @@ class FakeProvider:
 
     async def _take(self, order: commands_pb2.HostCommand) -> None:
         self.sent.append(order.id)
-        await self._jobs.command_received(order.id)
+        await self._jobs.command_received(self.server_id, order.id)
         if all(held.id != order.id for held in self.executed):
             self.executed.append(order)
         result = self.answer(order)

@@ -194,6 +194,25 @@ async def test_a_result_told_twice_counts_once_and_only_from_its_own_server(
     assert (job.state, job.result) == (State.SUCCEEDED, {"note": "first"})
 
 
+async def test_only_the_server_that_was_given_a_command_speaks_of_it(
+    started: Jobs, database: Database, eventually: Eventually
+) -> None:
+    job_id = await submit(started, database, [task("commanding")])
+    await eventually(lambda: started.commands_for("s-1"))
+    report = commands_pb2.CommandProgress(id=f"{job_id}.1@1", percent=99)
+    with pytest.raises(model.CommandOfAnotherServer) as refused:
+        await started.command_progress("s-2", report)
+    assert refused.value.text("next_step")
+    with pytest.raises(model.CommandOfAnotherServer):
+        await started.command_received("s-2", report.id)
+    assert (await started.get(job_id)).tasks[0].percent == 0
+    await started.command_progress("s-2", commands_pb2.CommandProgress(id="j-gone.1@1", percent=1))
+    await started.command_progress("s-1", report)
+    assert (await started.get(job_id)).tasks[0].percent == 99
+    await started.command_result("s-1", commands_pb2.CommandResult(id=report.id, ok=True))
+    await ended(started, job_id)
+
+
 async def test_cancel_withdraws_the_command_skips_later_stages_and_cleans_up(
     started: Jobs, database: Database, eventually: Eventually
 ) -> None:
@@ -294,8 +313,8 @@ async def test_progress_of_a_command_shows_on_the_task_with_its_rate_and_what_is
         for done in (0, 100, 200):
             clock.advance(2)
             report = commands_pb2.CommandProgress(id=command_id, percent=done // 10, bytes_done=done, bytes_total=1000)
-            await started.command_progress(report)
-            await started.command_progress(commands_pb2.CommandProgress(id=command_id, percent=99))  # too soon
+            await started.command_progress("s-1", report)
+            await started.command_progress("s-1", commands_pb2.CommandProgress(id=command_id, percent=99))  # too soon
         shown = (await started.get(job_id)).tasks[0]
         assert (shown.percent, shown.bytes_done, shown.bytes_total) == (20, 200, 1000)
         assert shown.bytes_per_second == pytest.approx(50)
@@ -303,7 +322,7 @@ async def test_progress_of_a_command_shows_on_the_task_with_its_rate_and_what_is
         await started.command_result("s-1", provider.succeed(provider.executed[0]))
         await ended(started, job_id)
     clock.advance(2)
-    await started.command_progress(commands_pb2.CommandProgress(id=command_id, percent=7))
+    await started.command_progress("s-1", commands_pb2.CommandProgress(id=command_id, percent=7))
     assert (await started.get(job_id)).tasks[0].percent == 100
 
 

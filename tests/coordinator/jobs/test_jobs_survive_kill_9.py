@@ -90,7 +90,7 @@ class Agent:
             case "order":
                 command = commands_pb2.HostCommand.FromString(bytes.fromhex(message["message"]))
                 self.deliveries += 1
-                self._send(kind="received", id=command.id)
+                self._send(kind="received", server=message["server"], id=command.id)
                 if command.id in self.results:
                     self._answer(message["server"], command.id)
                 elif not any(key.startswith(command.id + " ") for key in self.executed):
@@ -108,7 +108,7 @@ class Agent:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None if what == "endless" else 1.2):
                 while not cancelled.is_set():
-                    self._send(kind="progress", id=command.id)
+                    self._send(kind="progress", server=server, id=command.id)
                     await asyncio.sleep(0.2)
         ok = what not in ("endless", "fails")
         error = None if ok else types_pb2.ErrorDetail(code="NO_SPACE", message="no room")
