@@ -53,17 +53,15 @@ class Steps:
             test_failover=commands_pb2.TestFailover(vm_id=test.vm_id, cycle=test.cycle, test_id=test.id),
         )
         result = await tell(context, order, timeout=COMMAND_SECONDS)
-        points = {}
         async with context.database.write() as connection:
             await store.set_test(
                 connection, test.id, state=store.RUNNING, job_id=context.job_id, cycle=min(result.cycle, 2**62)
             )
-            for point in (await protection.list_points(connection, test.vm_id)).get(test.vm_id, []):
-                points[point.cycle] = instant(point.instant)
+            began = await _instant(connection, test.vm_id, result)
             await _record(connection, context, "vm.test-started", f"vm/{test.vm_id}", {"test": test.id})
         facts = {"cycle": str(result.cycle), "machine": result.machine.name, "note": result.note}
-        if result.cycle in points:
-            facts["instant"] = rfc3339(points[result.cycle])
+        if began:
+            facts["instant"] = rfc3339(began)
         await context.set_result(**facts)
 
     async def _settle_test(self, context: TaskContext) -> None:
@@ -149,15 +147,11 @@ class Steps:
         )
         async with context.database.write() as connection:
             item = await _mine_in(connection, context)
-            found = {
-                point.cycle: instant(point.instant)
-                for point in (await protection.list_points(connection, item.vm_id)).get(item.vm_id, [])
-            }
             over = dataclasses.replace(
                 item,
                 phase=Phase.FAILED_OVER,
                 failover_cycle=min(result.cycle, 2**62),
-                failover_instant=found.get(result.cycle, 0.0),
+                failover_instant=await _instant(connection, item.vm_id, result),
                 failed_over_at=item.failed_over_at or context.clock.now(),
             )
             await protection.update_protected(connection, over)
@@ -206,6 +200,15 @@ async def _look(connection: AsyncConnection, context: TaskContext) -> Protected:
     if item is None or item.job_id != context.job_id:
         raise NoLongerProtected(item.vm_name if item is not None else vm_id)
     return item
+
+
+async def _instant(connection: AsyncConnection, vm_id: str, result: commands_pb2.CommandResult) -> float:
+    """Of the point the host started from. It says so itself, since its newest one may not have been told here before
+    the site died; else it is the known point's. 0: not known.
+    """
+    known = (await protection.list_points(connection, vm_id)).get(vm_id, [])
+    told = instant(result.instant) if result.HasField("instant") else 0.0
+    return told or next((instant(point.instant) for point in known if point.cycle == result.cycle), 0.0)
 
 
 def _cycle(context: TaskContext) -> int:

@@ -57,6 +57,9 @@ class FakeHost:
             machines=self.machines,
         )
 
+    def instant(self, vm_id: str, cycle: int) -> Timestamp:
+        return next((point.instant for point in self.points[vm_id] if point.cycle == cycle), Timestamp())
+
     def execute(self, command: commands_pb2.HostCommand) -> Answer:
         action = command.WhichOneof("action") or ""
         self.done.append(action)
@@ -74,6 +77,7 @@ class FakeHost:
                 order = command.test_failover
                 self.tests.add(order.test_id)
                 result.cycle = order.cycle or self.points[order.vm_id][-1].cycle
+                result.instant.CopyFrom(self.instant(order.vm_id, result.cycle))
                 result.machine.name = f"{self.replicas[order.vm_id].name} - Test"
                 result.note = "/disks/of/the/test"
             case "test_cleanup":
@@ -81,6 +85,7 @@ class FakeHost:
             case "failover":
                 order = command.failover
                 result.cycle = order.cycle or self.points[order.vm_id][-1].cycle
+                result.instant.CopyFrom(self.instant(order.vm_id, result.cycle))
                 result.machine.CopyFrom(self.replicas[order.vm_id])
             case "remove_replica":
                 self.replicas.pop(command.remove_replica.vm_id, None)

@@ -40,6 +40,7 @@ async def test_a_test_failover_is_the_source_at_the_point_and_replication_goes_o
         await two.settled(machine.id)
         pinned = [point for point in two.at_target.points[machine.id] if point.pinned_by]
         assert [(point.cycle, point.pinned_by) for point in pinned] == [(result.cycle, "test-t1")]
+        assert result.instant == pinned[0].instant
 
         cleaned = await two.provider.order(
             two.target.host_id, "clean@1", test_cleanup=commands_pb2.TestCleanup(vm_id=machine.id, test_id="t1")
