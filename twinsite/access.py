@@ -7,6 +7,7 @@ connection knows nothing of a revocation.
 import asyncio
 import contextlib
 import contextvars
+import dataclasses
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -129,6 +130,7 @@ class Caller:
     name: str
     address: str  # IP address without port
     certificate: x509.Certificate | None = None  # the one shown for this call
+    login_age: float | None = None  # seconds since this session's login, by the judge's clock; None: it has none
 
 
 Metadata = Mapping[str, str]  # text entries of the call; of a repeated key the last
@@ -351,7 +353,7 @@ class Gate(grpc.aio.ServerInterceptor):
             raise NotCurrent(identity)
         if not rule.admits(identity.kind, found.role):
             raise NotAllowed(_label(identity.kind, found.role), method, rule.callers)
-        _caller.set(Caller(identity, found.role, found.name, address, certificate))
+        _caller.set(dataclasses.replace(found, identity=identity, address=address, certificate=certificate))
 
     async def _refused(self, refusal: Refusal) -> None:
         log.info(

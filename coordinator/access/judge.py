@@ -5,7 +5,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.access import store, tokens
 from coordinator.access.forward import ForwardClock
-from coordinator.access.model import GRACE, Server
+from coordinator.access.model import GRACE, Server, User
 from coordinator.store.engine import Database
 from twinsite import keys
 from twinsite.access import Caller, Metadata, NotCurrent, Rule
@@ -25,7 +25,7 @@ class DatabaseJudge:
         if identity.vault != self._vault:
             raise NotCurrent(identity)
         now = self._forward.now()
-        first_use = False
+        first_use, login_age = False, None
         async with self._database.read() as connection:
             match identity.kind:
                 case "server":
@@ -35,14 +35,15 @@ class DatabaseJudge:
                 case "host":
                     role, name = "host", await self._host(connection, identity, certificate)
                 case "user":
-                    role, name = await self._user(connection, identity, certificate, now)
+                    user, login = await self._user(connection, identity, certificate, now)
+                    role, name, login_age = user.role, user.name, now - login
                 case "coordinator":
                     raise NotCurrent(identity)  # it calls nobody
             if rule.token and rule.admits(identity.kind, role):  # else the gate refuses, and says the better reason
                 await tokens.check(connection, identity, certificate, metadata.get("authorization", ""), now=now)
         if first_use:
             await self._promote(identity, keys.serial_of(certificate))
-        return Caller(identity, role, name, "")
+        return Caller(identity, role, name, "", login_age=login_age)
 
     async def _server(
         self, connection: AsyncConnection, identity: Identity, certificate: x509.Certificate, now: float
@@ -68,7 +69,8 @@ class DatabaseJudge:
 
     async def _user(
         self, connection: AsyncConnection, identity: Identity, certificate: x509.Certificate, now: float
-    ) -> tuple[str, str]:
+    ) -> tuple[User, float]:
+        """The user, and when this session's login was."""
         found = await store.session_of(connection, keys.serial_of(certificate))
         if found is None:
             raise NotCurrent(identity)
@@ -76,7 +78,7 @@ class DatabaseJudge:
         known = user.id == identity.id and session.spki == keys.spki_sha256(certificate)
         if not known or session.ended or session.expires <= now:
             raise NotCurrent(identity)
-        return user.role, user.name
+        return user, session.created
 
     async def _promote(self, identity: Identity, serial: str) -> None:
         """The renewed certificate has arrived: it is the current one, the old one ends soon."""

@@ -118,7 +118,10 @@ class Protections:
     async def unprotect(
         self, by: Mutation, name: str, *, keep_replica: bool, delete_replica: bool, dry_run: bool
     ) -> admin_pb2.ActionResponse:
-        """Stop replicating now; clean up at both hosts as a job that does not wait for a dead one."""
+        """Stop replicating now; clean up at both hosts as a job that does not wait for a dead one.
+
+        To ask for the replica to be deleted takes a reason and a fresh login: ReasonMissing, LoginTooOld.
+        """
         if keep_replica and delete_replica:
             raise ChooseOne
         now = self._clock.now()
@@ -137,6 +140,8 @@ class Protections:
             answer = _unprotect_consequences(vm, protection, keep=keep, asked=delete_replica)
             if dry_run:
                 return answer
+            if delete_replica:
+                by.deliberate()
             answer.job_id = await self._jobs.submit(
                 connection,
                 kind="vm.unprotect",

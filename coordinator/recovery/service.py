@@ -136,7 +136,8 @@ class Recoveries:
     ) -> admin_pb2.ActionResponse:
         """Run the VM at its target from a point (0: the newest), whatever the source or its health.
 
-        Raises NotProtected, NoPoint, PointMissing, AlreadyFailedOver, FailoverIsRunning; nothing else is a reason.
+        Raises NotProtected, NoPoint, PointMissing, AlreadyFailedOver, FailoverIsRunning, and of the one who asks
+        ReasonMissing and LoginTooOld; nothing else is a reason.
         """
         now = self._clock.now()
         async with self._database.write() as connection:
@@ -158,6 +159,7 @@ class Recoveries:
                 )
             if dry_run:
                 return answer
+            by.deliberate()
             loss = max(0.0, now - instant(point.instant))
             answer.job_id = await self._jobs.submit(
                 connection,

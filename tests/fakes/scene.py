@@ -5,6 +5,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import sqlalchemy as sa
+
+from coordinator.access import store
 from coordinator.jobs import Job
 from coordinator.store.engine import Database
 from tests.fakes.clock import SetBackClock
@@ -30,6 +33,12 @@ class Scene:
     source: FakeHost
     target: FakeHost
     vm: types_pb2.Machine
+
+    async def logged_in(self, *, ago: float) -> None:
+        """As if every session began so many seconds ago. A real login could not: TLS reads the machine's clock."""
+        began = self.plane.identity.forward.now() - ago
+        async with self.database.write() as connection:
+            await connection.execute(sa.update(store.sessions).values(created=began))
 
     async def pair(self) -> Job:
         request = admin_pb2.CreatePairRequest(source_cloud="gold-a", target_cloud="gold-b", policy=POLICY)

@@ -6,7 +6,7 @@ from tests.fakes.scene import Scene
 from tests.fakes.site import until
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.api.types.v1 import types_pb2
-from twinsite.errors import InvalidInput, Precondition
+from twinsite.errors import InvalidInput, Precondition, Unauthenticated
 
 
 def request(**fields: object) -> admin_pb2.MachineActionRequest:
@@ -48,6 +48,23 @@ async def test_the_replica_is_kept_when_asked(sites: Scene):
     await sites.ended(await sites.admin.machines.Unprotect(request(keep_replica=True)))
     assert sites.vm.id in sites.target.replicas
     assert "remove_replica" not in sites.target.done
+
+
+async def test_to_ask_for_the_replica_to_be_deleted_wants_a_reason_and_a_login_of_minutes_ago(sites: Scene):
+    await sites.protect()
+    with pytest.raises(InvalidInput) as no_reason:
+        await sites.admin.machines.Unprotect(request(delete_replica=True))
+    assert no_reason.value.code == "REASON_MISSING"
+    await sites.logged_in(ago=340)
+    with pytest.raises(Unauthenticated) as old:
+        await sites.admin.machines.Unprotect(request(delete_replica=True, reason="moved"))
+    assert old.value.code == "LOGIN_TOO_OLD"
+    assert (await sites.admin.machines.Unprotect(request(delete_replica=True, dry_run=True))).consequences
+    assert (await sites.show()).HasField("protection")
+    await sites.logged_in(ago=0)
+    job = await sites.ended(await sites.admin.machines.Unprotect(request(delete_replica=True, reason="moved")))
+    assert job.state == "succeeded"
+    assert not sites.target.replicas
 
 
 async def test_a_dead_source_is_warned_of_and_cleaned_up_when_it_returns(sites: Scene):

@@ -1,5 +1,6 @@
 """Failing over when things are bad, which is when it is needed."""
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -7,16 +8,16 @@ import pytest
 from coordinator.store.engine import Database
 from tests.fakes.control_plane import ControlPlane
 from tests.fakes.scene import Scene, scene
-from tests.fakes.site import until
+from tests.fakes.site import stamp, until
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.api.types.v1 import commands_pb2, types_pb2
-from twinsite.errors import Denied, NotFound, Precondition
+from twinsite.errors import Denied, InvalidInput, NotFound, Precondition, Unauthenticated
 
 BROKEN = types_pb2.ErrorDetail(code="MACHINE_FAILED", message="it does not start", next_step="look at the host")
 
 
 def request(**fields: object) -> admin_pb2.FailoverRequest:
-    return admin_pb2.FailoverRequest(name="web01", **fields)  # type: ignore[arg-type]  # the test's own
+    return admin_pb2.FailoverRequest(**{"name": "web01", "reason": "site A burns", **fields})  # type: ignore[arg-type]
 
 
 async def disconnect(sites: Scene, *, target: bool = False) -> None:
@@ -47,6 +48,7 @@ async def test_a_dead_source_an_old_point_and_critical_health_are_no_reason_to_r
     await sites.protect()
     await disconnect(sites)
     sites.clock.advance(7200)
+    await sites.logged_in(ago=0)
     sites.b.state(sites.vm.id, "target")
     answer = await sites.admin.machines.Failover(request(shutdown_source=True))
     assert any("2h00m is lost" in sentence for sentence in answer.consequences)
@@ -182,7 +184,7 @@ async def test_what_was_failed_over_stays_fenced_when_it_is_unprotected(sites: S
         return (await sites.show()).host == "b1"
 
     await until(there)
-    wanted = admin_pb2.MachineActionRequest(name="web01", delete_replica=True)
+    wanted = admin_pb2.MachineActionRequest(name="web01", delete_replica=True, reason="A is gone")
     answer = await sites.admin.machines.Unprotect(wanted)
     assert any("not deleted" in sentence for sentence in answer.warnings)
     assert (await sites.ended(answer)).state == "succeeded"
@@ -201,6 +203,43 @@ async def test_an_operator_does_not_fail_over_and_recovery_does(sites: Scene):
     recovery = await sites.plane.identity.user("rita", "recovery")
     async with sites.plane.admin(recovery) as admin:
         await admin.machines.Failover(request(dry_run=True))
+
+
+async def test_a_failover_wants_a_login_of_minutes_ago_whatever_the_clock_does_and_a_reason(sites: Scene):
+    await sites.protect()
+    with pytest.raises(InvalidInput) as no_reason:
+        await sites.admin.machines.Failover(request(reason=" "))
+    assert no_reason.value.code == "REASON_MISSING"
+    await sites.logged_in(ago=340)
+    for set_back in (0, 100):
+        sites.clock.set_back(set_back)
+        with pytest.raises(Unauthenticated) as old:
+            await sites.admin.machines.Failover(request())
+        assert old.value.code == "LOGIN_TOO_OLD"
+        assert "twinsite login" in old.value.text("next_step")
+    assert (await sites.admin.machines.Failover(request(dry_run=True, reason=""))).consequences
+    assert (await sites.protection()).term == 1
+    await sites.logged_in(ago=320)
+    assert (await sites.ended(await sites.admin.machines.Failover(request()))).state == "succeeded"
+
+
+async def test_a_failover_that_is_repeated_because_its_answer_was_lost_is_answered_whatever_the_login(sites: Scene):
+    await sites.protect()
+    metadata = (("twinsite-request-id", "0c5a7e1e-0000-4000-8000-000000000003"),)
+    first = await sites.admin.machines.Failover(request(), metadata=metadata)
+    await sites.logged_in(ago=340)
+    assert await sites.admin.machines.Failover(request(), metadata=metadata) == first
+    await sites.ended(first)
+
+
+async def test_a_point_the_coordinator_never_heard_of_is_dated_by_the_host_that_started_from_it(sites: Scene):
+    await sites.protect()
+    newest = stamp(sites.clock.now() - 1)
+    sites.target.points[sites.vm.id].append(types_pb2.Point(vm_id=sites.vm.id, cycle=9, instant=newest))
+    job = await sites.ended(await sites.admin.machines.Failover(request()))
+    assert job.result["cycle"] == "9"
+    assert datetime.fromisoformat(job.result["instant"]).timestamp() == pytest.approx(sites.clock.now() - 1, abs=0.1)
+    assert float(job.result["point_age_seconds"]) == pytest.approx(1, abs=0.5)
 
 
 async def test_a_restart_in_the_middle_of_a_failover_raises_no_second_term(tmp_path: Path, database: Database):
