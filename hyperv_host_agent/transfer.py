@@ -309,7 +309,7 @@ class _Life:
             self.put(SourceFailed(error))
         else:
             named = Committed(anchor.cycle, anchor.id) if anchor is not None else None
-            self.put(SourceKnown(named, disks, index=self._reader.index.base is not None))
+            self.put(SourceKnown(named, disks, index=self._reader.index.base))
 
     async def _open_point(self, order: OpenPoint) -> None:
         try:

@@ -93,7 +93,9 @@ def added(state: SenderState, disks: tuple[DiskGeometry, ...]) -> frozenset[str]
     return frozenset(disk.id for disk in disks if disk.id not in known)
 
 
-def copyable(flight: Flight, disks: tuple[DiskGeometry, ...], *, index: bool) -> bool:
+def copyable(flight: Flight, disks: tuple[DiskGeometry, ...], index: Committed | None) -> bool:
     """Whether a copy can go on: no disk of it went away or shrank, and the index it relies on is still there."""
     sizes = {disk.id: disk.size for disk in disks}
-    return all(sizes.get(disk.id, -1) >= disk.size for disk in flight.header.disks) and (index or not flight.suppressed)
+    return all(sizes.get(disk.id, -1) >= disk.size for disk in flight.header.disks) and (
+        not flight.suppressed or index == Committed(flight.header.parent, flight.header.parent_id)
+    )

@@ -248,7 +248,7 @@ class Sender:
         if flight.checkpoint is not None:
             if actions := self._ask_source():
                 return actions
-            if self._source and not resync.copyable(flight, self._source.disks, index=self._source.index):
+            if self._source and not resync.copyable(flight, self._source.disks, self._source.index):
                 return [*self._give_up(), *self._next()]
             return self._begin(flight, flight.checkpoint)
         return self._begin(flight, Checkpoint(min(resync.held(flight, target), len(self._spool or ()))))
@@ -265,7 +265,8 @@ class Sender:
         if source is None or assigned is None:
             return []
         state = resync.adopt(self._state, target)
-        if state.trusted and not source.index:
+        if state.trusted and source.index != state.committed:
+            # Lost; or moved on by a crash before that was stored, at a target that then fell back.
             state = replace(state, trusted=False)
         actions = self._persist(state) if state != self._state else []
         if state.committed and source.anchor != state.committed and not self._confirmed:

@@ -61,7 +61,7 @@ class SourceKnown:
 
     anchor: Committed | None  # of `ChangeSource.status()`
     disks: tuple[DiskGeometry, ...]  # `ChangeSource.disks()`
-    index: bool  # the fingerprint index exists and is undamaged
+    index: Committed | None  # the cycle the fingerprint index describes; None: there is none, or it is damaged
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,7 @@ class Scenario:
 
     def index_lost(self) -> None:
         self.source.die()
-        self.source.disk.index = None
+        self.source.disk.index = self.source.disk.index_of = None
 
     def target_wiped(self) -> None:
         self.replace_target({})
@@ -290,7 +290,12 @@ class Scenario:
         """Called when the source has stored a state that trusts its index."""
         state = self.source.sender.state
         index = self.source.disk.index
-        if index is None or not self.target.up or state.committed != self.target.replica.state().committed:
+        if (
+            self.source.disk.index_of != state.committed
+            or index is None
+            or not self.target.up
+            or state.committed != self.target.replica.state().committed
+        ):
             return
         for disk in state.disks:
             held = dict(self.target.replica.fingerprints(disk.id, 0, clusters(disk.size)))

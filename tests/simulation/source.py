@@ -33,6 +33,7 @@ class Disk:
 
     state: bytes = b""
     index: dict[str, dict[int, bytes]] | None = field(default_factory=dict)
+    index_of: Committed | None = None  # the cycle it describes
     pending: Pending | None = None
 
 
@@ -194,7 +195,7 @@ class Source:
             self.reply(say.SourceFailed(NotReadable()))
             return
         tracking.start()
-        self.reply(say.SourceKnown(tracking.anchor, self.guest.geometry(), self.disk.index is not None))
+        self.reply(say.SourceKnown(tracking.anchor, self.guest.geometry(), self.disk.index_of))
 
     def open_point(self, named: Committed, consistency: str) -> None:
         if self.world.chance(self.flaky):
@@ -300,8 +301,11 @@ class Source:
 
     def apply_pending(self, header: CycleHeader, complete: bool) -> None:
         pending = self.disk.pending
-        sound = pending is not None and pending.id == header.id and (complete or self.disk.index is not None)
+        named, parent = Committed(header.number, header.id), Committed(header.parent, header.parent_id)
+        fits = complete or self.disk.index_of in (parent, named)  # a crash may have come after it was applied
+        sound = pending is not None and pending.id == header.id and fits
         if sound and pending:
+            self.disk.index_of = named
             index = {} if complete else {disk: dict(held) for disk, held in (self.disk.index or {}).items()}
             sizes = {disk.id: disk.size // CLUSTER for disk in header.disks}
             for cells in pending.batches.values():

@@ -83,8 +83,10 @@ def test_an_added_disk_is_sent_whole():
 
 
 def test_a_copy_ends_with_a_disk_that_shrank_or_went_or_an_index_that_went():
-    assert copyable(flight(), (DiskGeometry("d1", 9999), DISKS[1]), index=True)
-    assert not copyable(flight(), (DiskGeometry("d1", 512), DISKS[1]), index=True)
-    assert not copyable(flight(), DISKS[:1], index=True)
-    assert copyable(flight(), DISKS, index=False)
-    assert not copyable(flight(suppressed=True), DISKS, index=False)
+    assert copyable(flight(), (DiskGeometry("d1", 9999), DISKS[1]), FOUR)
+    assert not copyable(flight(), (DiskGeometry("d1", 512), DISKS[1]), FOUR)
+    assert not copyable(flight(), DISKS[:1], FOUR)
+    assert copyable(flight(), DISKS, None)
+    assert copyable(flight(suppressed=True), DISKS, FOUR)
+    assert not copyable(flight(suppressed=True), DISKS, None)
+    assert not copyable(flight(suppressed=True), DISKS, FIVE)

@@ -33,7 +33,7 @@ def target(committed=FOUR, unfinished=None, term=1):
     return say.TargetKnown(TargetState(term, committed, unfinished))
 
 
-def source(anchor=FOUR, *, index=True):
+def source(anchor=FOUR, *, index=FOUR):
     return say.SourceKnown(anchor, DISKS, index)
 
 
@@ -129,9 +129,10 @@ def test_without_sound_fingerprints_the_index_is_not_trusted_again():
     assert not read.suppress
 
 
-def test_a_missing_index_suppresses_nothing():
+@pytest.mark.parametrize("index", [None, Committed(5, b"5" * 16)])
+def test_an_index_that_is_missing_or_of_another_cycle_suppresses_nothing(index):
     sender = make()
-    read = one(tell(sender, ASSIGNED, target(), source(index=False), opened()), say.ReadPoint)
+    read = one(tell(sender, ASSIGNED, target(), source(index=index), opened()), say.ReadPoint)
     assert not read.suppress
 
 
