@@ -139,6 +139,7 @@ class Call:
     def __init__(self, inner: Any, typed: Callable[[grpc.RpcError], TwinsiteError]) -> None:
         self._inner, self._typed = inner, typed
         self._ended: grpc.aio.AioRpcError | None = None
+        self._writing = asyncio.Lock()  # gRPC ends a call on which two tasks write at once
         inner.add_done_callback(self._remember)
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -159,11 +160,11 @@ class Call:
             return await self._inner.read()
 
     async def write(self, message: Any) -> None:
-        async with self._typing():
+        async with self._writing, self._typing():
             await self._inner.write(message)
 
     async def done_writing(self) -> None:
-        async with self._typing():
+        async with self._writing, self._typing():
             await self._inner.done_writing()
 
     @contextlib.asynccontextmanager

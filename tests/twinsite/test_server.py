@@ -49,6 +49,22 @@ async def test_reflection_is_off_unless_asked_for_and_then_for_members_only(worl
     await asked.stop(0)
 
 
+async def test_two_tasks_may_write_to_one_stream(world: World) -> None:
+    large = b"x" * 1_000_000
+    async with world.dial(world.vault.server()) as channel, asyncio.TaskGroup() as group:
+        stream = channel.stream_stream(BOTH)()
+
+        async def write() -> None:
+            for _ in range(10):
+                await stream.write(large)
+
+        group.create_task(write())
+        group.create_task(write())
+        for _ in range(20):
+            assert await stream.read() == large
+        stream.cancel()
+
+
 async def test_a_listener_that_is_stopping_says_so_and_lets_running_calls_end(world: World) -> None:
     async with world.dial(world.vault.server()) as channel:
         watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
