@@ -1,9 +1,11 @@
 """A clock that a set-back of the machine's clock does not turn back: expired keys and tokens stay expired."""
 
+import contextlib
 from typing import Final
 
 import sqlalchemy as sa
 import structlog
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.store import schema
@@ -56,5 +58,7 @@ class ForwardClock:
             sa.update(marks).where(marks.c.name == _ROW, marks.c.at < now).values(at=now)
         )
         if not changed.rowcount and await connection.scalar(sa.select(marks.c.at).where(marks.c.name == _ROW)) is None:
-            await connection.execute(sa.insert(marks).values(name=_ROW, at=now))
+            with contextlib.suppress(IntegrityError):  # another replica decided at the same moment, the first ever
+                async with connection.begin_nested():
+                    await connection.execute(sa.insert(marks).values(name=_ROW, at=now))
         return now

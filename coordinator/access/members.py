@@ -74,6 +74,7 @@ class Members:
         identity, _ = _shown(caller)
         wanted = keys.spki_sha256(keys.public_key_of(csr_der))
         async with self._database.write() as connection:
+            await self._forward.keep(connection)  # before the server's row, as its first use does: else they deadlock
             server = await _active_server(connection, identity)
             if generation != server.generation:
                 refused: TwinsiteError | None = await self._lock(connection, server, generation, caller.address)
@@ -118,7 +119,8 @@ class Members:
             issued = self._authority.issue_host(known.id if known else keys.new_id("h"), csr_der)
             if known is None:
                 host = _new_host(server, name, issued, now)
-                await store.add_host(connection, host)
+                if not await store.add_host(connection, host):
+                    raise NameTaken("host", name, "another server joined it at this moment")
             else:
                 host = replace(
                     known,

@@ -6,6 +6,7 @@ Other domains read servers and hosts through these functions and never write the
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.access.model import ACTIVE, UNREGISTERED, Host, Server, Session, User
@@ -116,8 +117,9 @@ async def server_named(connection: AsyncConnection, name: str) -> Server | None:
     return None if row is None else _values(servers, Server, row)
 
 
-async def add_server(connection: AsyncConnection, server: Server) -> None:
-    await connection.execute(sa.insert(servers).values(live_name=server.name, **_fields(server)))
+async def add_server(connection: AsyncConnection, server: Server) -> bool:
+    """False when the name is taken, also by somebody who took it at this moment."""
+    return await _added(connection, sa.insert(servers).values(live_name=server.name, **_fields(server)))
 
 
 async def change_server(connection: AsyncConnection, server_id: str, **values: Any) -> None:
@@ -147,8 +149,9 @@ async def host_named(connection: AsyncConnection, name: str) -> Host | None:
     return None if row is None else _values(hosts, Host, row)
 
 
-async def add_host(connection: AsyncConnection, host: Host) -> None:
-    await connection.execute(sa.insert(hosts).values(live_name=host.name, **_fields(host)))
+async def add_host(connection: AsyncConnection, host: Host) -> bool:
+    """False when the name is taken, also by somebody who took it at this moment."""
+    return await _added(connection, sa.insert(hosts).values(live_name=host.name, **_fields(host)))
 
 
 async def replace_host(connection: AsyncConnection, host: Host) -> None:
@@ -173,8 +176,9 @@ async def user_named(connection: AsyncConnection, name: str) -> User | None:
     return None if row is None else User(**row)
 
 
-async def add_user(connection: AsyncConnection, user: User) -> None:
-    await connection.execute(sa.insert(users).values(**_fields(user)))
+async def add_user(connection: AsyncConnection, user: User) -> bool:
+    """False when the name is taken, also by somebody who took it at this moment."""
+    return await _added(connection, sa.insert(users).values(**_fields(user)))
 
 
 async def add_session(connection: AsyncConnection, session: Session) -> None:
@@ -222,6 +226,16 @@ async def get_token(connection: AsyncConnection, token_id: str) -> sa.RowMapping
 
 async def withdraw_tokens(connection: AsyncConnection, holder: str) -> None:
     await connection.execute(sa.delete(tokens).where(tokens.c.holder == holder))
+
+
+async def _added(connection: AsyncConnection, insert: sa.Insert) -> bool:
+    """In a savepoint: the caller's transaction goes on after a name that was taken. Ids are new, names alone clash."""
+    try:
+        async with connection.begin_nested():
+            await connection.execute(insert)
+    except IntegrityError:
+        return False
+    return True
 
 
 def is_active(member: Server | Host) -> bool:

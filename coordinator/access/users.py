@@ -62,9 +62,8 @@ class Users:
             raise UnknownRole(role)
         user = User(keys.new_id("u"), name, role, await self._passwords.derive(password), self._clock.now())
         async with self._database.write() as connection:
-            if await store.user_named(connection, name) is not None:
+            if not await store.add_user(connection, user):
                 raise NameTaken("user", name)
-            await store.add_user(connection, user)
             await audit.record(
                 connection,
                 actor="local",

@@ -122,11 +122,12 @@ class Enrollment:
     async def revoke(self, key_id: str, *, actor: str, address: str = "") -> KeyView:
         """It registers nobody from now on. Idempotent. Raises UnknownKey."""
         async with self._database.write() as connection:
+            now = await self._forward.keep(connection)  # before the key, as registering does: else they deadlock
             key = await store.get(connection, key_id, for_update=True)
             if key is None:
                 raise UnknownKey(key_id)
             if not key.revoked:
-                await store.change(connection, key_id, revoked=await self._forward.keep(connection))
+                await store.change(connection, key_id, revoked=now)
                 await self._audit(connection, "key.revoke", key_id, "ok", actor, address)
             return await self._view(connection, await store.get(connection, key_id) or key)
 
@@ -146,24 +147,21 @@ class Enrollment:
         async with self._database.write() as connection:
             now = await self._forward.keep(connection)
             found = await self._judge(connection, key_id, secret, spki, name, address, now)
+            new = found is None
+            if found is None:
+                found = await self._admit(connection, key_id, spki, csr_der, name, agent_version, now)
             if isinstance(found, TwinsiteError):
                 await self._audit(connection, "server.register", key_id, found.code, "none", address, {"name": name})
             else:
-                if found is None:
-                    server, issued = await self._admit(connection, key_id, spki, csr_der, name, agent_version, now)
-                    facts = {
-                        "key": key_id,
-                        "id": server.id,
-                        "spki": spki[:16],
-                        "version": ascii(agent_version[:64])[1:-1],
-                    }
+                issued = Issued.of(found.chain)
+                token = await self._members.token(connection, _identity(found, self._authority), issued)
+                if new:
+                    version = ascii(agent_version[:64])[1:-1]
+                    facts = {"key": key_id, "id": found.id, "spki": spki[:16], "version": version}
                     await self._audit(connection, "server.register", name, "ok", f"key/{key_id}", address, facts)
-                else:
-                    server, issued = found, Issued.of(found.chain)
-                token = await self._members.token(connection, _identity(server, self._authority), issued)
         if isinstance(found, TwinsiteError):
             raise found
-        return Registered(server, issued, token, vault_name)
+        return Registered(found, issued, token, vault_name)
 
     async def _judge(
         self, connection: AsyncConnection, key_id: str, secret: str, spki: str, name: str, address: str, now: float
@@ -208,7 +206,7 @@ class Enrollment:
         name: str,
         agent_version: str,
         now: float,
-    ) -> tuple[Server, Issued]:
+    ) -> Server | NameTaken:
         issued = self._authority.issue_server(keys.new_id("s"), csr_der)
         server = Server(
             id=issued.identity.id,
@@ -230,9 +228,10 @@ class Enrollment:
             previous_spki="",
             previous_until=0.0,
         )
-        await members_store.add_server(connection, server)
+        if not await members_store.add_server(connection, server):
+            return NameTaken("server", name)  # at this moment, with another key
         await store.use(connection, key_id, spki, server.id, now)
-        return server, issued
+        return server
 
     async def _view(self, connection: AsyncConnection, key: Key) -> KeyView:
         used = await store.used_by(connection, key.id)

@@ -74,6 +74,35 @@ async def test_two_machines_at_once_on_the_last_use_give_one_server(plane: Ident
     assert len(view.servers) == 1
 
 
+async def test_two_machines_at_once_under_one_name_with_two_keys_give_one_server_and_one_reason(
+    plane: IdentityPlane,
+) -> None:
+    files = [await plane.key_file(), await plane.key_file()]
+
+    async def register(file: RegistrationKey, address: str) -> object:
+        return await plane.enrollment.register(
+            key_id=file.key_id,
+            secret=file.secret,
+            csr_der=keys.csr(keys.new_key()),
+            name="site-a",
+            agent_version="0.1.0",
+            address=address,
+        )
+
+    attempts = (register(file, f"10.0.0.{number}") for number, file in enumerate(files))
+    results = await asyncio.gather(*attempts, return_exceptions=True)
+    assert [getattr(result, "code", "") for result in results if isinstance(result, BaseException)] == ["NAME_TAKEN"]
+    assert sorted(view.state for view in await plane.enrollment.list()) == ["active", "active"]
+    outcomes = [entry.outcome for entry in await plane.audited() if entry.action == "server.register"]
+    assert sorted(outcomes) == ["NAME_TAKEN", "ok"]
+
+
+async def test_two_servers_that_join_a_host_of_one_name_at_once_give_one_host(plane: IdentityPlane) -> None:
+    a, b = await plane.register("site-a"), await plane.register("site-b")
+    results = await asyncio.gather(plane.host(a, "hv1"), plane.host(b, "hv1"), return_exceptions=True)
+    assert [getattr(result, "code", "") for result in results if isinstance(result, BaseException)] == ["NAME_TAKEN"]
+
+
 async def test_an_expired_a_revoked_and_a_locked_key_register_nobody(plane: IdentityPlane) -> None:
     expired, revoked, locked = await plane.key_file(seconds=60), await plane.key_file(), await plane.key_file()
     plane.clock.advance(60)
