@@ -41,9 +41,9 @@ class Walk:
         self.report.facts["verified"] = True
 
     def end(self) -> None:
+        self.lab.kill()  # first: a host agent would start its guests again
         for site in SITES:
             Guest.kill_all(self.lab.vms(site))
-        self.lab.kill()
 
     def explore(self) -> str:
         lab = self.lab

@@ -41,9 +41,9 @@ def lay_out(root: Path) -> Iterator[Callable[..., Lab]]:
 
     yield make
     for lab in labs:
+        lab.kill()  # first: a host agent would start its guests again
         for site in SITES:
             Guest.kill_all(lab.vms(site))
-        lab.kill()
 
 
 @pytest.fixture

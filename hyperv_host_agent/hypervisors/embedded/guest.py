@@ -198,7 +198,22 @@ class _Found:
         return self._disks.read(self._disk, offset, length)
 
 
-def _run(folder: MachineFolder, run: Path, ready: int) -> None:
+class _Starter:
+    """The agent that waits to hear how the start went, once; one that died meanwhile finds the guest by its folder."""
+
+    def __init__(self, file: int) -> None:
+        self._file: int | None = file
+
+    def tell(self, words: Words) -> None:
+        if self._file is None:
+            return
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._file, json.dumps(words).encode() + b"\n")
+        os.close(self._file)
+        self._file = None
+
+
+def _run(folder: MachineFolder, run: Path, starter: _Starter) -> None:
     with locked(folder.path / OWNER_LOCK, seconds=_LOCK_SECONDS) as free, contextlib.ExitStack() as stack:
         if not free:
             raise MachineFailed(folder.spec.id, "its disks are in use by another process")
@@ -237,9 +252,8 @@ def _run(folder: MachineFolder, run: Path, ready: int) -> None:
             signal.signal(number, lambda *_: guest.shut_down())
         control = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1})
         control.start()
-        os.write(ready, b"{}\n")
-        os.close(ready)
         try:
+            starter.tell({})
             guest.run(disks)
         finally:
             server.shutdown()
@@ -251,16 +265,16 @@ def _run(folder: MachineFolder, run: Path, ready: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    path, run, ready = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
+    path, run, starter = Path(arguments[0]), Path(arguments[1]), _Starter(int(arguments[2]))
     if os.fork():
         os._exit(0)  # the guest's parent is init from here on, so that no agent has to bury it
     try:
-        _run(MachineFolder.open(path, path.name), run, ready)
+        _run(MachineFolder.open(path, path.name), run, starter)
     except TwinsiteError as error:
-        os.write(ready, json.dumps({"code": error.code, "problem": str(error)}).encode() + b"\n")
+        starter.tell({"code": error.code, "problem": str(error)})
         sys.exit(1)
     except OSError as error:
-        os.write(ready, json.dumps({"code": "", "problem": str(error)}).encode() + b"\n")
+        starter.tell({"code": "", "problem": str(error)})
         sys.exit(1)
 
 

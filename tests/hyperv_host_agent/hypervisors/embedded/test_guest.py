@@ -171,6 +171,23 @@ def test_an_agent_killed_with_an_open_point_leaves_every_change_to_the_next_one(
     assert replica.report().problems == ()
 
 
+def test_a_guest_whose_agent_died_while_it_started_runs_all_the_same(site: Guests):
+    vm_id = site.new()
+    site.hypervisor.stop(vm_id, timeout=10)
+    hear, say = os.pipe()
+    os.close(hear)  # the agent is gone before the guest can tell it
+    command = [sys.executable, "-m", "hyperv_host_agent.hypervisors.embedded.guest"]
+    arguments = [str(site.folder(vm_id)), str(site.run), str(say)]
+    subprocess.run([*command, *arguments], pass_fds=(say,), check=True, start_new_session=True)
+    os.close(say)
+    eventually(lambda: len(site.boots(vm_id)) == 2)
+    site.writes_more(vm_id)
+    assert not site.hypervisor.ask_guest(vm_id, "status")["frozen"]
+    pid = site.pid(vm_id)
+    site.hypervisor.stop(vm_id, timeout=10)
+    eventually(lambda: not Path(f"/proc/{pid}").exists())
+
+
 def test_a_frozen_guest_writes_nothing_and_thaws_by_itself(site: Guests):
     vm_id = site.new()
     site.writes_more(vm_id)
