@@ -67,6 +67,17 @@ async def test_who_leaves_is_shown_as_not_connected_with_its_hosts(sites: Scene)
     assert shown.last_seen.seconds == int(sites.clock.now())
 
 
+async def test_a_made_up_version_of_assignments_leaves_room_for_the_next_ones(sites: Scene):
+    made_up = types_pb2.Assignments(host_id=sites.target.id, version=2**64 - 1)
+    again = FakeSite(sites.plane.identity, sites.b.member, sites.b.clouds, sites.b.hosts)
+    again.assignments[sites.target.id] = made_up
+    async with again.connected():
+        sites.b = again
+        await until(lambda: again.assignments[sites.target.id] is not made_up)
+        await sites.begin_protect()
+        assert len({version for _, version in again.versions}) > 1
+
+
 async def test_junk_is_logged_and_ends_nothing(sites: Scene):
     await sites.protect()
     huge = 2**64 - 1
