@@ -67,9 +67,10 @@ class Jobs:
     ) -> str:
         """The id of a new job, in the caller's write transaction: if that rolls back, there is no job.
 
-        A repeat with the same `created_by` and `request_id` is answered with the first one's id.
+        A repeat of the same `kind`, `created_by` and `request_id` is answered with the first one's id.
         """
         if request_id:
+            request_id = f"{kind} {request_id}"  # a person may use one id for several commands
             held = await store.by_request(connection, created_by, request_id)
             if held is not None:
                 return held
@@ -101,6 +102,12 @@ class Jobs:
         if found is None:
             raise model.JobNotFound(job_id)
         return found
+
+    async def is_open(self, job_id: str) -> bool:
+        """Whether there is such a job and it has not ended. By its whole id."""
+        async with self._database.read() as connection:
+            found = await store.get(connection, job_id)
+        return found is not None and not found.final
 
     async def list(self, *, state: str = "", target: str = "", limit: int = 50) -> list[Job]:
         """Newest first; empty means any. Raises UnknownJobState."""

@@ -111,6 +111,7 @@ async def test_a_repeated_request_gets_the_same_job(started: Jobs, database: Dat
     first = await submit(started, database, [task("nothing")], request_id="r-1")
     again = await submit(started, database, [task("nothing")], request_id="r-1")
     other = await submit(started, database, [task("nothing")], request_id="r-2")
+    assert first != await submit(started, database, [task("nothing")], request_id="r-1", kind="another")
     assert first == again != other
 
 
