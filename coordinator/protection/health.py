@@ -10,6 +10,7 @@ from twinsite.units import duration
 FRESH_SECONDS: Final = 60.0  # so long the last word of a host that went away still counts
 SLACK_SECONDS: Final = 10.0  # between a commit and our hearing of it
 SLOW_CYCLE_SECONDS: Final = 300.0
+AHEAD_SECONDS: Final = 60.0  # so much two clocks may differ
 
 NORMAL, WARNING, CRITICAL, PAUSED, UNKNOWN = "normal", "warning", "critical", "paused", "unknown"
 WORST_FIRST: Final = (CRITICAL, UNKNOWN, WARNING, PAUSED, NORMAL)
@@ -79,7 +80,8 @@ def judge(evidence: Evidence, now: float) -> Health:
         return _outside(evidence, now)
     state = _state(evidence, now)
     if evidence.paused:
-        return Health("paused", PAUSED, "replication was paused; what would be lost grows")
+        quiet = [side.silence(now) for side in (evidence.source, evidence.target) if not side.fresh(now)]
+        return Health("paused", PAUSED, "; ".join(["replication was paused; what would be lost grows", *quiet]))
     if not evidence.target.fresh(now):
         return Health(state, UNKNOWN, evidence.target.silence(now))
     late = _late(evidence, now)
@@ -91,9 +93,9 @@ def judge(evidence: Evidence, now: float) -> Health:
         # It goes on by itself; while no point is overdue that is no emergency.
         patient = late == NORMAL and evidence.newest_instant
         return Health("blocked", WARNING if patient else CRITICAL, _why(blocked))
-    if evidence.phase is Phase.INITIAL:
-        return Health(state, WARNING, _initial(evidence))
     silent = evidence.source.silence(now)
+    if evidence.phase is Phase.INITIAL:
+        return Health(state, WARNING, "; ".join(part for part in (_initial(evidence), silent) if part))
     if late != NORMAL:
         age = rpo_age(evidence.newest_instant, now)
         old = f"the newest point is {duration(age)} old" if age is not None else "there is no recovery point"
@@ -101,6 +103,10 @@ def judge(evidence: Evidence, now: float) -> Health:
         return Health(state, late, f"{reason}; {silent}" if silent else reason)
     if silent:
         return Health(state, WARNING, silent)
+    ahead = evidence.newest_instant - now
+    if ahead > AHEAD_SECONDS:
+        reason = f"the newest point is dated {duration(ahead)} ahead of the coordinator's clock, so a missed one would"
+        return Health(state, WARNING, f"{reason} not be noticed; set the clock of host {evidence.source.host}")
     if state == "resynchronizing":
         return Health(state, WARNING, "what differs is being found and sent again")
     cycle = _cycle_seconds(evidence)
@@ -120,7 +126,7 @@ def _outside(evidence: Evidence, now: float) -> Health:
         if not evidence.target.fresh(now):
             return Health("failed_over", UNKNOWN, evidence.target.silence(now))
         return Health("failed_over", WARNING, reason)
-    return Health("unprotecting", UNKNOWN, "its protection is being removed")
+    return Health("unprotecting", WARNING, "its protection is being removed")
 
 
 def _state(evidence: Evidence, now: float) -> str:

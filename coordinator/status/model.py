@@ -52,7 +52,8 @@ def _of_servers(servers: Iterable[ServerView], now: float) -> list[Problem]:
             continue
         if not view.link.connected:
             silent = duration(max(0.0, now - view.link.last_seen))
-            sentence = f"server {view.name} is not connected for {silent}; replication goes on without it"
+            # Whether its site burns or only its line is cut is not to be seen from here.
+            sentence = f"server {view.name} is not connected for {silent}; hosts of it that run replicate without it"
             found.append(Problem(WORST_FIRST.index(UNKNOWN), sentence))
             continue
         found.extend(

@@ -74,7 +74,15 @@ def blocked(host: str) -> Side:
             "a1 is not connected",
         ),
         ({"paused": True}, "paused", "paused", "grows"),
-        ({"paused": True, "target": silent("b1")}, "paused", "paused", "grows"),
+        ({"paused": True, "target": silent("b1")}, "paused", "paused", "grows; host b1 has not reported yet"),
+        ({"newest_instant": NOW + 60}, "replicating", "normal", ""),
+        ({"newest_instant": NOW + 3600}, "replicating", "warning", "set the clock of host a1"),
+        (
+            {"phase": Phase.INITIAL, "source": side("a1", gone=3600, initial_done_bytes=4, initial_total_bytes=10)},
+            "initial",
+            "warning",
+            "40 %; host a1 is not connected and has not reported for 1h00m",
+        ),
         ({"target": blocked("b1")}, "blocked", "warning", "b1: the store is full"),
         ({"target": blocked("b1"), "newest_instant": NOW - 100}, "blocked", "critical", "the store is full"),
         ({"source": blocked("a1")}, "blocked", "warning", "a1: the store is full"),
@@ -101,7 +109,7 @@ def blocked(host: str) -> Side:
         ({"phase": Phase.FAILING_OVER}, "failed_over", "critical", "fail over again"),
         ({"phase": Phase.FAILED_OVER}, "failed_over", "warning", "runs on b1"),
         ({"phase": Phase.FAILED_OVER, "target": silent("b1")}, "failed_over", "unknown", "b1"),
-        ({"phase": Phase.UNPROTECTING}, "unprotecting", "unknown", "removed"),
+        ({"phase": Phase.UNPROTECTING}, "unprotecting", "warning", "removed"),
     ],
 )
 def test_health_follows_from_what_was_reported_and_when(change, state, health, reason):
