@@ -190,7 +190,7 @@ class LeftoverPending(Precondition):
     public = "host {error.host} still has to clean up after an earlier protection of VM {error.vm}"
     cause = "it was not connected when the protection was removed"
     still_works = "nothing was changed"
-    next_step = "twinsite job show {error.job_id}; it ends when the host is connected. Or name another target host"
+    next_step = "twinsite job show {error.job_id}; it ends when the host is connected, or when it is cancelled"
 
     def __init__(self, vm: str, host: str, job_id: str) -> None:
         self.vm, self.host, self.job_id = vm, host, job_id

@@ -79,11 +79,11 @@ async def clean_up(context: TaskContext, jobs: Jobs, order: commands_pb2.HostCom
 
 
 async def _postpone(context: TaskContext, jobs: Jobs, order: commands_pb2.HostCommand, *, vm_id: str, what: str) -> str:
-    """Repeatable: the leftover names the one job there is."""
+    """Repeatable: the leftover names the one job that tries; one that a person cancelled tries no more."""
     async with context.database.write() as connection:
         await store.alone(connection)
         held = await store.get_leftover(connection, vm_id, order.host_id)
-        if held is not None:
+        if held is not None and await jobs.is_open(held):
             return held
         kind = "clean-up.replica" if order.WhichOneof("action") == "remove_replica" else "clean-up.source"
         job_id = await jobs.submit(

@@ -34,6 +34,7 @@ from coordinator.protection.errors import (
 )
 from coordinator.protection.model import REPLICATING, Fence, Pair, Phase, Protected
 from coordinator.protection.views import ProtectionView, VmView, look
+from coordinator.recovery import store as recovery
 from coordinator.store.engine import Database
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.clock import Clock
@@ -77,7 +78,7 @@ class Protections:
             _protectable(vm)
             through = await _pair_of(connection, vm, pair)
             target = await _target(connection, vm, through, target_host)
-            await _unhindered(connection, vm, target)
+            await _unhindered(connection, self._jobs, vm, target)
             answer = _protect_consequences(vm, through, target)
             if dry_run:
                 return answer
@@ -133,6 +134,9 @@ class Protections:
             vm, protection = _protected(await look(connection, now), name)
             item = protection.item
             _may_be_unprotected(vm, protection)
+            tests = (await recovery.list_tests(connection, vm.id)).get(vm.id, [])  # also those that start just now
+            if tests:
+                raise TestsRunning(vm.name, len(tests))
             if await failover_runs(self._jobs, item):
                 raise FailoverRunning(vm.name, item.job_id)
             over = item.phase is Phase.FAILED_OVER
@@ -254,11 +258,11 @@ async def _target(connection: AsyncConnection, vm: VmView, pair: Pair, name: str
     return max(ready, key=lambda host: (host.host.free_bytes, host.name))
 
 
-async def _unhindered(connection: AsyncConnection, vm: VmView, target: HostView) -> None:
+async def _unhindered(connection: AsyncConnection, jobs: Jobs, vm: VmView, target: HostView) -> None:
     """Nothing of an earlier protection is in the way."""
     for host in (vm.machine.host, target):
         job_id = await store.get_leftover(connection, vm.id, host.id)
-        if job_id is not None:
+        if job_id is not None and await jobs.is_open(job_id):
             raise LeftoverPending(vm.name, host.name, job_id)
     for fence in await store.list_fences(connection, vm.machine.host.id):
         if fence.vm_id == vm.id:
@@ -313,8 +317,6 @@ def _may_be_unprotected(vm: VmView, protection: ProtectionView) -> None:
             raise ProtectRunning(vm.name, item.job_id)
         case Phase.FAILING_OVER:
             raise FailoverRunning(vm.name, item.job_id)
-    if protection.tests:
-        raise TestsRunning(vm.name, len(protection.tests))
 
 
 def _unprotect_consequences(

@@ -18,7 +18,7 @@ from coordinator.protection.model import REPLICATING, Phase, Protected
 from coordinator.protection.pairs import usable
 from coordinator.protection.views import recoverable
 from twinsite.api.types.v1 import commands_pb2, types_pb2
-from twinsite.units import size
+from twinsite.units import rfc3339, size
 
 
 class Steps:
@@ -122,7 +122,7 @@ class Steps:
             return found[0] if found else None
 
         point = await context.until(check, timeout=None)
-        await context.set_result(cycle=str(point.cycle), instant=f"{instant(point.instant):.3f}")
+        await context.set_result(cycle=str(point.cycle), instant=rfc3339(instant(point.instant)))
 
     async def _finalize(self, context: TaskContext) -> None:
         async with context.database.write() as connection:

@@ -43,11 +43,12 @@ class FailoverIsRunning(Precondition):
 class TargetAway(Unreachable):
     public = "target host {error.host} of VM {error.vm} is not connected"
     cause = "it was waited for {error.seconds:.0f} s"
-    still_works = "nothing was changed: the source still owns the VM, and what was replicated is kept"
+    still_works = "nothing was changed: {error.owner} owns the VM, and what was replicated is kept"
     next_step = "connect the host and its provider, then repeat twinsite vm failover {error.vm}"
 
-    def __init__(self, vm: str, host: str, seconds: float) -> None:
+    def __init__(self, vm: str, host: str, seconds: float, *, raised: bool) -> None:
         self.vm, self.host, self.seconds = vm, host, seconds
+        self.owner = f"since the term was raised {host}" if raised else "the source still"
 
 
 class SourceNotStopped(Unreachable):

@@ -101,7 +101,7 @@ class Recoveries:
             found = [
                 test
                 for test in (await store.list_tests(connection, vm.id)).get(vm.id, [])
-                if test.state != store.STARTING
+                if test.state != store.STARTING or not await self._jobs.is_open(test.job_id)
             ]
             answer = admin_pb2.ActionResponse(
                 consequences=[f"test {test.id} is stopped and its disks are deleted" for test in found]

@@ -12,7 +12,7 @@ from coordinator.jobs import Jobs, TaskContext
 from coordinator.protection import store as protection
 from coordinator.protection.desired import Desired
 from coordinator.protection.hosts import COMMAND_SECONDS, CONNECT_SECONDS, HostIsGone, tell, wait_connected
-from coordinator.protection.model import REPLICATING, Phase, Protected
+from coordinator.protection.model import REPLICATING, SWITCHED, Phase, Protected
 from coordinator.recovery import store
 from coordinator.recovery.errors import NoLongerProtected, SourceNotStopped, TargetAway, TestGone
 from coordinator.recovery.service import STOP_SECONDS
@@ -100,7 +100,8 @@ class Steps:
         """Nothing is taken from the source before the target can be told."""
         item = await _mine(context)
         if not await wait_connected(context, item.target_host, FIND_SECONDS):
-            raise TargetAway(item.vm_name, await _host_name(context, item.target_host), FIND_SECONDS)
+            name = await _host_name(context, item.target_host)
+            raise TargetAway(item.vm_name, name, FIND_SECONDS, raised=item.phase in SWITCHED)
 
     async def _stop_source(self, context: TaskContext) -> None:
         """Best effort: whatever happens, the failover goes on."""

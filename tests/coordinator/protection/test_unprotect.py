@@ -97,6 +97,18 @@ async def test_a_dead_source_is_warned_of_and_cleaned_up_when_it_returns(sites: 
         assert answer.consequences
 
 
+async def test_who_cancels_a_postponed_clean_up_may_protect_again(sites: Scene):
+    await sites.protect()
+    await disconnect(sites)
+    await sites.ended_in_time(await sites.admin.machines.Unprotect(request()), step=0.1)
+    late = (await sites.plane.jobs.list(target=f"host/{sites.source.id}"))[0]
+    await sites.plane.jobs.cancel(late.id, "user/root")
+    again = admin_pb2.ActionResponse(job_id=late.id)
+    assert (await sites.ended_in_time(again, step=10)).state == "cancelled"
+    answer = await sites.admin.machines.Protect(admin_pb2.ProtectRequest(name="web01", dry_run=True))
+    assert answer.consequences
+
+
 async def test_a_host_that_fails_to_clean_up_is_asked_again(sites: Scene):
     await sites.protect()
     sites.target.refuse["remove_replica"] = types_pb2.ErrorDetail(code="POINT_PINNED", message="a point is in use")

@@ -111,6 +111,17 @@ async def test_a_failover_that_failed_can_be_repeated_in_the_same_term(sites: Sc
     assert [facts["term"] for facts in await sites.audited("vm.term-raised")] == ["2"]
 
 
+async def test_a_target_that_went_away_after_the_term_was_raised_is_not_said_to_cost_nothing(sites: Scene):
+    await sites.protect()
+    sites.target.refuse["failover"] = BROKEN
+    await sites.ended(await sites.admin.machines.Failover(request()))
+    await disconnect(sites, target=True)
+    job = await sites.ended_in_time(await sites.admin.machines.Failover(request()), step=20)
+    assert job.error is not None
+    assert job.error.code == "TARGET_AWAY"
+    assert "since the term was raised b1 owns the VM" in job.error.still_works
+
+
 async def test_a_target_that_is_away_costs_the_source_nothing(sites: Scene):
     await sites.protect()
     await disconnect(sites, target=True)

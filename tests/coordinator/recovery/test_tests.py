@@ -87,6 +87,18 @@ async def test_a_test_of_which_nothing_is_known_stays_listed(sites: Scene):
     assert not (await sites.protection()).tests
 
 
+async def test_nothing_is_unprotected_under_a_test_that_is_just_starting(sites: Scene):
+    await sites.protect()
+    sites.target.stuck.add("test_failover")
+    answer = await sites.admin.machines.Test(request())
+    await until(lambda: "test_failover" in sites.target.done)
+    with pytest.raises(Precondition) as refused:
+        await sites.admin.machines.Unprotect(clean_up())
+    assert refused.value.code == "TESTS_RUNNING"
+    assert not (await sites.admin.machines.TestCleanup(clean_up())).job_id
+    assert (await sites.ended_in_time(answer, step=60)).state == "failed"
+
+
 async def test_only_points_can_be_tested(sites: Scene):
     with pytest.raises(Precondition):
         await sites.admin.machines.Test(request())
