@@ -32,7 +32,7 @@ from hyperv_host_agent.store.base import PointInfo
 from twinsite.clock import Clock
 from twinsite.errors import TwinsiteError
 
-TICK_SECONDS: Final = 1.0
+TICK_SECONDS: Final = 0.1
 Reply = AckDurable | AckCommitted | Refuse
 _numbers: Final = itertools.count(1)  # of streams and calls, one series in this process
 

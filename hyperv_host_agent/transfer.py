@@ -198,6 +198,7 @@ class _Life:
         self._order = order
         self._events: deque[Event] = deque()
         self._some = asyncio.Event()
+        self._handed = 0  # newest batch handed to the stream
         self._acked = 0, 0, 0.0  # stream, batch and time of the last ack that was handed on
         self._timer: asyncio.Task[None] | None = None
         self._point: SourcePoint | None = None
@@ -230,7 +231,8 @@ class _Life:
         """Each ack that is handed on costs the source two syncs of its own; a window has room for several acks."""
         now = self._means.clock.monotonic()
         stream, sequence, at = self._acked
-        if stream == ack.stream and ack.sequence < sequence + ACKED_BATCHES and now < at + ACKED_SECONDS:
+        more = ack.sequence < self._handed  # acks will come
+        if more and stream == ack.stream and ack.sequence < sequence + ACKED_BATCHES and now < at + ACKED_SECONDS:
             return False
         self._acked = ack.stream, ack.sequence, now
         return True
@@ -279,6 +281,7 @@ class _Life:
                 self._stream = self._group.create_task(self._send(action, self._outgoing))
             case SendBatch(_, sequence):
                 self._outgoing.put_nowait((sequence, self._slices.pop(sequence, None)))
+                self._handed = sequence
             case SendEnd(_, batches, digest):
                 self._outgoing.put_nowait((batches + 1, wire.encode(wire.end(batches, digest))))
             case CloseStream():

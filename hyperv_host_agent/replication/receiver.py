@@ -32,7 +32,7 @@ from twinsite.digest import CHAIN_START, chain
 from twinsite.errors import Internal, TwinsiteError
 
 SYNC_BYTES: Final = 16 << 20  # staged bytes that are made durable and acked; a cut link re-sends at most a few of these
-SYNC_SECONDS: Final = 1.0
+SYNC_SECONDS: Final = 0.25  # the end of a copy waits for its last batches to be durable
 
 
 @dataclass(slots=True)

@@ -72,7 +72,7 @@ class StreamClosed:
 
 @dataclass(frozen=True, slots=True)
 class Ticked:
-    """About once a second while a stream is open: what was staged long enough is made durable and acked."""
+    """A few times a second while a stream is open: what was staged long enough is made durable and acked."""
 
 
 @dataclass(frozen=True, slots=True)
