@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 from google.protobuf.message import DecodeError
 
-from twinsite import files
+from twinsite import async_files
 from twinsite.api.types.v1 import types_pb2
 
 _log = structlog.get_logger()
@@ -45,7 +45,7 @@ class Assignments:
     async def replace(self, snapshot: types_pb2.Assignments) -> None:
         """Durable before it is acted on."""
         if snapshot != self._held:
-            await asyncio.to_thread(files.replace, self._path, snapshot.SerializeToString(deterministic=True))
+            await async_files.replace(self._path, snapshot.SerializeToString(deterministic=True))
             self._held = snapshot
             _log.info("assignments_received", version=snapshot.version, count=len(snapshot.assignments))
         self._on_held(snapshot.version)

@@ -116,7 +116,7 @@ async def _running(
         while True:
             await changed.wait()
             changed.clear()
-            run_files.report(_report(link, site, presences))
+            await run_files.report(_report(link, site, presences))
 
     gates = (
         Gate(rpc.LINK_TABLE, HostJudge(hosts, membership.identity.vault), clock),
@@ -128,10 +128,10 @@ async def _running(
         addresses.append(listeners[0].address)
         listeners.append(await _join_listener(settings, membership.watched, joining, gates[1]))
         started = clock.now()
-        run_files.report(_report(link, site, presences))
+        await run_files.report(_report(link, site, presences))
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(link.run()), group.create_task(site.watch()), group.create_task(report())]
-            run_files.ready({"link": listeners[0].address, "join": listeners[1].address}, started)
+            await run_files.ready({"link": listeners[0].address, "join": listeners[1].address}, started)
             _log.info("provider_serves", server=str(membership.identity), link=listeners[0].address)
             yield Addresses(join=listeners[1].address, link=listeners[0].address)
             for task in tasks:

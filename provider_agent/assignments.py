@@ -1,6 +1,5 @@
 """What each host of this site has to do, as the coordinator said it last. Hosts are told it whenever they connect."""
 
-import asyncio
 from pathlib import Path
 
 import structlog
@@ -9,7 +8,7 @@ from google.protobuf import json_format
 from provider_agent.hosts import Hosts
 from provider_agent.mail import Mail
 from provider_agent.outbox import Outbox
-from twinsite import __version__, files
+from twinsite import __version__, async_files, files
 from twinsite.api.provider.v1 import host_link_pb2 as pb
 from twinsite.api.types.v1 import types_pb2
 from twinsite.clock import Clock
@@ -42,6 +41,10 @@ class Assignments:
         held = self._held.get(host_id)
         return held is not None and any(one.vm_id == vm_id for one in held.assignments)
 
+    def knows(self, host_id: str) -> bool:
+        """Whether it was ever told what the host has to do."""
+        return host_id in self._held
+
     def session_lost(self) -> None:
         """The coordinator may decide otherwise from now on without our knowing it."""
         self._current.clear()
@@ -55,9 +58,9 @@ class Assignments:
         changed = self._held.get(host_id) != snapshot
         if changed:
             content = json_format.MessageToJson(snapshot).encode()
-            await asyncio.to_thread(files.replace, self._folder / f"{host_id}.json", content)
+            await async_files.replace(self._folder / f"{host_id}.json", content)
             self._held[host_id] = snapshot
-            self._outbox.keep_statuses(host_id, (one.vm_id for one in snapshot.assignments))
+            self._outbox.keep(host_id, (one.vm_id for one in snapshot.assignments))
             _log.info("assignments_received", host=host_id, version=snapshot.version, count=len(snapshot.assignments))
             self._mail.send(host_id, pb.ToHost(assignments=snapshot))
         if host_id not in self._current:

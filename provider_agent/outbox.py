@@ -52,9 +52,12 @@ class Outbox:
             self._statuses_due.add(key)
             self._paced_wake.set()
 
-    def keep_statuses(self, host_id: str, vm_ids: Iterable[str]) -> None:
+    def keep(self, host_id: str, vm_ids: Iterable[str]) -> None:
         """Forget what the host said of VMs it has nothing to do with any more."""
         kept = set(vm_ids)
+        for place in [place for place in self._points if place[0] == host_id and place[1] not in kept]:
+            del self._points[place]
+            self._points_due.pop(place, None)
         for key in [key for key in self._statuses if key[0] == host_id and key[1] not in kept]:
             del self._statuses[key]
             self._statuses_due.discard(key)
@@ -87,7 +90,8 @@ class Outbox:
         self._points_due = dict(self._points)
         self._receipts.clear()
         self._progress.clear()
-        self._results = {result.id: result for result in results}
+        # One that came since `results` was read is here only; one sent twice does no harm.
+        self._results = {result.id: result for result in results} | self._results
         self._wake.set()
         self._paced_wake.set()
 

@@ -1,6 +1,5 @@
 """What each host last said about itself, and whether it is here. Kept over a restart: away is not the same as gone."""
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from google.protobuf import json_format
 
 from provider_agent.hosts import Hosts
 from provider_agent.inventory import Presence
-from twinsite import files
+from twinsite import async_files, files
 from twinsite.api.types.v1 import types_pb2
 
 _log = structlog.get_logger()
@@ -61,7 +60,7 @@ class Presences:
         self._on_change()
         if before is None or _lasting(before) != _lasting(told):
             content = json_format.MessageToJson(_lasting(told)).encode()
-            await asyncio.to_thread(files.replace, self._folder / f"{host_id}.json", content)
+            await async_files.replace(self._folder / f"{host_id}.json", content)
 
 
 def _lasting(status: types_pb2.HostStatus) -> types_pb2.HostStatus:

@@ -7,8 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from twinsite import files
+import structlog
+
+from twinsite import async_files, files
 from twinsite.errors import TwinsiteError
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +62,16 @@ class RunFiles:
     def __init__(self, state: Path) -> None:
         self._folder = files.private_directory(state / "run")
 
-    def ready(self, addresses: Mapping[str, str], started: float) -> None:
+    async def ready(self, addresses: Mapping[str, str], started: float) -> None:
         content = {"pid": os.getpid(), "addresses": dict(addresses), "started": started}
-        files.replace(self._folder / "ready.json", json.dumps(content).encode())
+        await async_files.replace(self._folder / "ready.json", json.dumps(content).encode())
 
-    def report(self, report: Report) -> None:
-        files.replace(self._folder / "status.json", json.dumps(asdict(report)).encode())
+    async def report(self, report: Report) -> None:
+        """For people only: a disk that is full stops nothing."""
+        try:
+            await async_files.replace(self._folder / "status.json", json.dumps(asdict(report)).encode())
+        except OSError as error:
+            _log.error("status_not_written", folder=str(self._folder), reason=error.strerror)
 
     def remove(self) -> None:
         for name in ("ready.json", "status.json"):

@@ -144,7 +144,10 @@ class Sessions:
                     if self._assignments.has(host_id, status.vm_id):
                         self._outbox.status(host_id, status)
             case "points":
-                self._outbox.points(host_id, message.points.vm_id, message.points.points)
+                # Said once a session and when they change: before the assignments are known none may be lost.
+                vm_id = message.points.vm_id
+                if self._assignments.has(host_id, vm_id) or not self._assignments.knows(host_id):
+                    self._outbox.points(host_id, vm_id, message.points.points)
             case "progress":
                 self._commands.progress(host_id, message.progress)
             case "result":

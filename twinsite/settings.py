@@ -48,6 +48,14 @@ def load(kind: type[Tree], path: Path | None, *, program: str, environment: Mapp
     return typing.cast("Tree", _build(kind, tree, "", origins, str(path or "settings")))
 
 
+def parse(kind: type[Tree], content: bytes, origin: str) -> Tree:
+    """The same from content that was read before; `origin` names it in errors. Raises SettingsError."""
+    tree: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    _overlay(tree, _toml(content, origin), origins, origin)
+    return typing.cast("Tree", _build(kind, tree, "", origins, origin))
+
+
 class _FromEnvironment(str):
     """Text whose type is decided by the field it lands in."""
 
@@ -56,13 +64,18 @@ class _FromEnvironment(str):
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text())
+        return _toml(file.read_bytes(), str(file))
     except FileNotFoundError:
         raise SettingsError(str(file), "there is no such file", "name the settings file with --config") from None
     except PermissionError:
         raise SettingsError(str(file), "may not be read", "give the program's user read permission") from None
+
+
+def _toml(content: bytes, origin: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(str(file), f"is not TOML: {error}", "correct the line") from None
+        raise SettingsError(origin, f"is not TOML: {error}", "correct the line") from None
 
 
 def _overlay(into: dict[str, Any], over: dict[str, Any], origins: dict[str, str], origin: str, at: str = "") -> None:

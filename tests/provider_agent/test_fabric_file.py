@@ -56,6 +56,21 @@ async def test_a_restart_with_a_broken_file_uses_the_last_good_content(tmp_path:
     assert reading.problem is not None
 
 
+async def test_a_file_that_cannot_be_read_or_kept_ends_nothing(tmp_path: Path):
+    path, kept = tmp_path / "fabric.toml", tmp_path / "kept.toml"
+    path.write_text('[[clouds]]\nname = "gold"')
+    kept.mkdir()  # as a full disk: it cannot be written
+    fabric = FabricFile(path, kept)
+    good = (await fabric.read()).fabric
+    path.unlink()
+    path.mkdir()
+    reading = await fabric.read()
+    assert reading.fabric == good
+    assert reading.problem is not None
+    assert "cannot be read" in str(reading.problem)
+    assert reading.problem.text("next_step")
+
+
 def test_the_example_shows_every_key():
     fabric = load(ROOT / "deploy/config/fabric.toml")
     (cloud,) = fabric.clouds

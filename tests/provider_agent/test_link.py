@@ -142,7 +142,7 @@ async def test_statistics_are_sent_at_most_once_a_second_and_the_newest_of_them(
         await until(lambda: coordinator.links)
         host = lab.invite("hv1")
         await host.join()
-        coordinator.assign(assignments(host, 1, "vm-1"))
+        coordinator.assign(assignments(host, 1, *(f"vm-{number}" for number in range(1, 50))))
         async with host.connected():
             await until(lambda: host.kind("assignments"))
             clock.advance(2)
@@ -151,6 +151,8 @@ async def test_statistics_are_sent_at_most_once_a_second_and_the_newest_of_them(
                 one = types_pb2.ReplicationStatus(vm_id="vm-1", committed_cycle=cycle)
                 await host.say(pb.FromHost(statuses=pb.Statuses(statuses=[one])))
                 await host.say(pb.FromHost(points=pb.HostPoints(vm_id=f"vm-{cycle}", points=[types_pb2.Point()])))
+            # Of a VM that is not this host's: not passed on.
+            await host.say(pb.FromHost(points=pb.HostPoints(vm_id="vm-50", points=[types_pb2.Point()])))
             await until(lambda: len(reports("points")) == 49)  # they are not paced, so the rest was taken in too
             assert len(reports("statistics")) <= 1
 

@@ -65,7 +65,7 @@ async def test_statistics_of_a_machine_that_is_no_longer_assigned_are_dropped():
     outbox = Outbox()
     for vm_id in ("vm-1", "vm-2"):
         outbox.status("h-1", types_pb2.ReplicationStatus(vm_id=vm_id))
-    outbox.keep_statuses("h-1", ["vm-2"])
+    outbox.keep("h-1", ["vm-2"])
     (told,) = await outbox.next_paced()
     assert [one.vm_id for one in told.statistics.statuses] == ["vm-2"]
 
@@ -75,3 +75,22 @@ async def test_many_statistics_go_out_in_messages_of_bounded_size():
     for number in range(1200):
         outbox.status("h-1", types_pb2.ReplicationStatus(vm_id=f"vm-{number}"))
     assert [len(message.statistics.statuses) for message in await outbox.next_paced()] == [500, 500, 200]
+
+
+async def test_a_result_that_comes_while_a_session_begins_is_told_in_it():
+    outbox = Outbox()
+    unstored = [commands_pb2.CommandResult(id="before")]  # as the journal had them
+    outbox.result(commands_pb2.CommandResult(id="meanwhile"))
+    outbox.begin(unstored)
+    assert [message.result.id for message in await outbox.next()] == ["before", "meanwhile"]
+
+
+async def test_points_of_a_vm_the_host_has_nothing_to_do_with_any_more_are_forgotten():
+    outbox = Outbox()
+    for vm in ("vm-1", "vm-2"):
+        outbox.points("h-1", vm, [types_pb2.Point(cycle=1)])
+    outbox.points("h-2", "vm-1", [types_pb2.Point(cycle=1)])
+    outbox.keep("h-1", ["vm-2"])
+    outbox.begin([])
+    told = [(message.points.host_id, message.points.vm_id) for message in await outbox.next()]
+    assert told == [("h-1", "vm-2"), ("h-2", "vm-1")]
