@@ -16,6 +16,7 @@ from twinsite.extents import CLUSTER, Run
 
 # A frame that saves less than this is not worth the reader's decompression.
 _WORTH: Final = CLUSTER * 97 // 100
+_ZEROS: Final = bytes(32 * CLUSTER)  # as much as is read at once
 
 Part = bytes | memoryview
 
@@ -64,7 +65,7 @@ class Packer:
 
         `known` are the fingerprints the target has: clusters that equal theirs are left out. None: nothing is known.
         """
-        if known is None and is_zero(data):
+        if known is None and data == _ZEROS[: len(data)]:
             packed.add_zeros(run)
             return
         view = memoryview(data)

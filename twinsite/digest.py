@@ -16,6 +16,8 @@ _ZEROS: Final = bytes(CLUSTER)
 
 def is_zero(data: bytes | memoryview) -> bool:
     """Whether a cluster (or a partial last one) holds only zeros."""
+    if data and (data[0] or data[-1]):
+        return False  # nearly all content: not worth the copy below
     # A memoryview compares item by item (0.9 GB/s); bytes compare with memcmp, copy included (15 GB/s).
     return bytes(data) == _ZEROS[: len(data)]
 
