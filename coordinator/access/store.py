@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.access.model import ACTIVE, UNREGISTERED, Host, Server, Session, User
 from coordinator.store import schema
+from twinsite.identity import Identity
 
 Row = TypeVar("Row", Server, Host)
 
@@ -174,6 +175,15 @@ async def unregister(connection: AsyncConnection, server_id: str) -> list[str]:
 async def user_named(connection: AsyncConnection, name: str) -> User | None:
     row = (await connection.execute(sa.select(users).where(users.c.name == name))).mappings().first()
     return None if row is None else User(**row)
+
+
+async def name_of(connection: AsyncConnection, identity: Identity) -> str:
+    """What people call the user, server or host; its id when it is not known."""
+    table = {"user": users, "server": servers, "host": hosts}.get(identity.kind)
+    if table is None:
+        return identity.id
+    name: str | None = await connection.scalar(sa.select(table.c.name).where(table.c.id == identity.id))
+    return name or identity.id
 
 
 async def add_user(connection: AsyncConnection, user: User) -> bool:

@@ -11,6 +11,7 @@ from coordinator.access.forward import ForwardClock
 from coordinator.access.model import NameTaken, Session, UnknownRole, User, WrongPassword
 from coordinator.access.passwords import Passwords
 from coordinator.access.rate import Rate
+from coordinator.audit.refusals import Strangers
 from coordinator.pki import Authority, Issued
 from coordinator.store.engine import Database
 from twinsite import keys, names
@@ -53,6 +54,7 @@ class Users:
         self._passwords = Passwords()
         self._from = Rate(clock, per_second=1.0, burst=10)  # per address
         self._as = Rate(clock, per_second=1 / 30, burst=20)  # failures per user, wherever they come from
+        self._strangers = Strangers(clock)
         self.gates: list[Gate] = []
 
     async def create(self, name: str, role: str, password: str) -> User:
@@ -93,15 +95,18 @@ class Users:
                 opened = None
             else:
                 opened = await self._open(connection, user, csr_der, now)
-            await audit.record(
-                connection,
-                actor=f"user/{name}" if opened else "none",
-                action="user.login",
-                target=f"user/{name}" if user else f"user/{who}",
-                outcome="ok" if opened else WrongPassword.code,
-                address=address,
-                now=self._clock.now(),
-            )
+            facts = {} if opened else self._strangers.facts()
+            if facts is not None:
+                await audit.record(
+                    connection,
+                    actor=f"user/{name}" if opened else "none",
+                    action="user.login",
+                    target=f"user/{name}" if user else f"user/{who}",
+                    outcome="ok" if opened else WrongPassword.code,
+                    facts=facts,
+                    address=address,
+                    now=self._clock.now(),
+                )
         if opened is None:
             raise WrongPassword
         self._as.give_back(who)

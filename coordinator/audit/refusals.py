@@ -1,7 +1,10 @@
-"""Calls the gate did not admit, for the log: of members only, and each kind once an hour."""
+"""What was refused, for the log: of members each kind once an hour, of strangers so much that the disk stands it."""
 
 from typing import Final
 
+from coordinator.access import store
+from coordinator.access.model import TooManyTries
+from coordinator.access.rate import Rate
 from coordinator.audit.chain import record
 from coordinator.store.engine import Database
 from twinsite.access import Refusal
@@ -29,12 +32,31 @@ class Refusals:
             self._told.clear()
         self._told[key] = now
         async with self._database.write() as connection:
+            name = await store.name_of(connection, refusal.identity)
             await record(
                 connection,
-                actor=f"{refusal.identity.kind}/{refusal.identity.id}",
+                actor=f"{refusal.identity.kind}/{name}",
                 action="call.refuse",
                 target=refusal.method,
                 outcome=refusal.error.code,
                 address=refusal.address,
                 now=now,
             )
+
+
+class Strangers:
+    """Refused registrations and logins: 200 at once, then one a minute, whatever number of addresses they come from."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._rate = Rate(clock, per_second=1 / 60, burst=200)
+        self._left_out = 0
+
+    def facts(self) -> dict[str, str] | None:
+        """None: leave this one out. Else facts for its entry: how many were left out before it."""
+        try:
+            self._rate.take("")
+        except TooManyTries:
+            self._left_out += 1
+            return None
+        left_out, self._left_out = self._left_out, 0
+        return {"left_out": str(left_out)} if left_out else {}

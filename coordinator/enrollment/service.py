@@ -16,6 +16,7 @@ from coordinator.access.forward import ForwardClock
 from coordinator.access.members import Members, Token
 from coordinator.access.model import ACTIVE, NameTaken, Server
 from coordinator.access.rate import Rate
+from coordinator.audit.refusals import Strangers
 from coordinator.enrollment import store
 from coordinator.enrollment.model import (
     FAILURES,
@@ -76,6 +77,7 @@ class Enrollment:
         self._database, self._authority, self._clock, self._forward = database, authority, clock, forward
         self._members, self._vault_name, self._endpoint = members, vault_name, endpoint
         self._from = Rate(clock, per_second=1.0, burst=5)  # per address
+        self._strangers = Strangers(clock)
 
     async def create(
         self, *, seconds: int, uses: int, actor: str, address: str = "", request_id: str = ""
@@ -151,7 +153,10 @@ class Enrollment:
             if found is None:
                 found = await self._admit(connection, key_id, spki, csr_der, name, agent_version, now)
             if isinstance(found, TwinsiteError):
-                await self._audit(connection, "server.register", key_id, found.code, "none", address, {"name": name})
+                left_out = self._strangers.facts()
+                if left_out is not None:
+                    facts = {"name": name, **left_out}
+                    await self._audit(connection, "server.register", key_id, found.code, "none", address, facts)
             else:
                 issued = Issued.of(found.chain)
                 token = await self._members.token(connection, _identity(found, self._authority), issued)

@@ -161,7 +161,9 @@ class Inventory:
         async with self._database.write() as connection:
             await store.disconnect_all(connection)
             registered = {server.id for server in await access.list_servers(connection)}
-            for server_id in {cloud.server_id for cloud in await store.list_clouds(connection)} - registered:
+            left = {cloud.server_id for cloud in await store.list_clouds(connection)}
+            left |= {host.server_id for host in await store.list_hosts(connection)}
+            for server_id in left - registered:
                 await store.unregister(connection, server_id, now=self._clock.now())
 
     async def connected(self, server_id: str, agent_version: str) -> list[str]:
@@ -195,10 +197,11 @@ class Inventory:
             ):
                 await store.put_documents(connection, target, server_id, documents, now)
             changes = await self._hosts(connection, server_id, report, facts)
+            server = await access.get_server(connection, server_id)
             for action, target_name, details in facts:
                 await audit.record(
                     connection,
-                    actor=f"server/{server_id}",
+                    actor=f"server/{server.name if server is not None else server_id}",
                     action=action,
                     target=target_name,
                     outcome="ok",

@@ -62,9 +62,10 @@ class Reports:
             failover_instant=instant(status.committed_instant),
         )
         await store.update_protected(connection, over)
+        host = await inventory_store.get_host(connection, host_id)
         await audit.record(
             connection,
-            actor=f"host/{host_id}",
+            actor=f"host/{host.name if host is not None else host_id}",
             action="vm.failed-over",
             target=f"vm/{item.vm_name}",
             outcome="ok",
