@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator.access import methods
 from coordinator.access.forward import ForwardClock
@@ -68,6 +69,7 @@ async def _opened(settings: Settings) -> AsyncIterator[Database]:
     files.private_directory(settings.state)
     database = Database(settings.database_url)
     try:
+        await database.reach()
         yield database
     finally:
         await database.close()
@@ -86,8 +88,8 @@ async def create_user(settings: Settings, clock: Clock, name: str, role: str, pa
 
 
 async def serve_until(stop: asyncio.Event, settings: Settings, clock: Clock) -> None:
-    """Serve until `stop` is set, then drain. Raises PortInUse, DatabaseInUse, LeaseLost, AuthorityDamaged,
-    AuthorityOfAnotherVault.
+    """Serve until `stop` is set, then drain. Raises PortInUse, DatabaseAway, DatabaseInUse, LeaseLost,
+    AuthorityDamaged, AuthorityOfAnotherVault.
     """
     async with _opened(settings) as database, lease.held(database, clock) as held:
         await migrate(database)
@@ -167,6 +169,8 @@ class Services:
                     self._settings.listen_enrollment,
                     [enrollment_mount(self.enrollment, self.users, self._authority, self._link_address)],
                     credentials=server_credentials(self._authority.watched, require_client=False),
+                    # Nobody to tell of refusals: who calls here has no identity yet. What is tried with keys and
+                    # passwords is audited by those who judge them.
                     gate=Gate(methods.ENROLLMENT, judge, self._clock),
                     limits=ENROLLMENT,
                     reflection=self._settings.reflection,
@@ -216,7 +220,10 @@ def _users(database: Database, authority: Authority, clock: Clock, forward: Forw
 async def _reconcile(jobs: Jobs, clock: Clock) -> None:
     while True:
         await clock.sleep(_RECONCILE_SECONDS)
-        await jobs.reconcile()
+        try:
+            await jobs.reconcile()
+        except SQLAlchemyError:  # a database that is away for a moment is no reason to stop serving
+            log.exception("reconciling jobs failed")
 
 
 def enrollment_address(settings: Settings) -> str:

@@ -1,6 +1,6 @@
 """Settings of the coordinator; `deploy/config/coordinator.toml` shows every one at its default."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +14,9 @@ class Settings:
     listen: str = "127.0.0.1:9444"  # everything else: mutual TLS
     advertise_enrollment: str = ""  # host:port written into registration keys; empty: the listen address
     advertise: str = ""  # host:port told to members who enrolled; empty: the listen address
-    database: str = ""  # postgresql://USER:PASSWORD@HOST/NAME; empty: SQLite at STATE/coordinator.db
+    database: str = field(
+        default="", repr=False
+    )  # postgresql://USER:PASSWORD@HOST/NAME; empty: SQLite at STATE/coordinator.db
     reflection: bool = False  # lets tools such as grpcurl list the services
     log_level: str = "info"
     log_json: bool = False

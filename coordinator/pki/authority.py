@@ -125,7 +125,10 @@ class Authority:
         """Runs until cancelled."""
         while True:
             await self._clock.sleep(_CHECK_EVERY)
-            self.renew_due()
+            try:
+                self.renew_due()
+            except OSError:  # half of its life is left to make room on the disk
+                log.exception("certificate not renewed")
 
     def _issue(self, identity: Identity, csr_der: bytes) -> Issued:
         return certificates.leaf(identity, keys.public_key_of(csr_der), self._issuing, self._clock.now())

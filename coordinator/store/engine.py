@@ -6,10 +6,23 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from twinsite.errors import Unreachable
 
 # Per connection. FULL: a power cut may not lose a job that was acknowledged.
 _PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000")
+
+
+class DatabaseAway(Unreachable):
+    public = "the database {error.place} cannot be used: {error.why}"
+    still_works = "nothing was started or changed; hosts go on replicating"
+    next_step = "check that it runs and that `database` in the settings names it, then start again"
+
+    def __init__(self, url: sa.URL, error: DBAPIError) -> None:
+        self.place = url.render_as_string(hide_password=True)
+        self.why = " ".join(str(error.orig).split())[:300]
 
 
 class Database:
@@ -36,6 +49,14 @@ class Database:
         """One consistent view; must not write."""
         async with self._reads.begin() as connection:
             yield connection
+
+    async def reach(self) -> None:
+        """Is it there? Raises DatabaseAway."""
+        try:
+            async with self.read() as connection:
+                await connection.execute(sa.text("SELECT 1"))
+        except DBAPIError as error:
+            raise DatabaseAway(self.engine.url, error) from None
 
     async def close(self) -> None:
         await self.engine.dispose()

@@ -255,3 +255,13 @@ def test_the_shipped_settings_file_shows_every_setting_at_its_default() -> None:
     assert {key: Path(value) if key == "state" else value for key, value in shown.items()} == {
         name: getattr(Settings(), name) for name in Settings.__dataclass_fields__
     }
+
+
+def test_a_database_that_is_away_is_said_without_a_traceback_or_its_password(tmp_path: Path):
+    program = Program(tmp_path, "postgresql://twinsite:pa55word@127.0.0.1:1/vault")
+    for ended in (program.create_admin(), program.run("serve")):
+        assert ended.returncode == 9
+        assert "127.0.0.1:1/vault cannot be used" in ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert "pa55word" not in ended.stderr
+    assert "pa55word" not in repr(loading.load(Settings, program.config, program="coordinator", environment={}))
