@@ -1,7 +1,7 @@
 """Registering this provider with a vault, once."""
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -75,7 +75,7 @@ class Request:
     name: str
     vault_name: str  # empty: not checked
     selection: Selection
-    proxy: str  # empty: none
+    proxy: str = field(repr=False)  # empty: none; may hold a password
 
 
 async def register(request: Request, folder: Path, fabric: Path, clock: Clock) -> Credentials:

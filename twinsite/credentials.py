@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -49,7 +49,7 @@ class Credentials:
     identity: Identity
     chain_pem: bytes  # leaf first; the issuing CA after it
     roots_pem: bytes
-    meta: Mapping[str, str]
+    meta: Mapping[str, str] = field(repr=False)  # a proxy's password may be in it
 
     @classmethod
     def load(cls, directory: Path) -> "Credentials":
