@@ -20,7 +20,8 @@ log = structlog.get_logger()
 HELLO_SECONDS: Final = 10
 _ALIVE_SECONDS: Final = 15.0
 _WAITING: Final = 256  # messages for a provider that reads slowly; then we produce no more
-_TEXT: Final = 500  # characters of a progress message
+_TEXT: Final = 500  # characters of a sentence
+_LONG_TEXT: Final = 16_000  # of a note: a path for each of 64 disks
 
 Write = Callable[[link_pb2.ToProvider], Awaitable[None]]
 Outbox = asyncio.Queue[link_pb2.ToProvider]
@@ -185,13 +186,20 @@ class Sessions:
                     await self._replication.inventory_changed(changes)
                 self._jobs.wake()
             case "statistics":
-                await self._replication.reported(server_id, list(message.statistics.statuses[:STATUSES]))
+                statuses = list(message.statistics.statuses[:STATUSES])
+                for status in statuses:
+                    _shorten(status.reason)
+                await self._replication.reported(server_id, statuses)
                 self._jobs.wake()
             case "points":
                 del message.points.points[POINTS:]
                 await self._replication.points(server_id, message.points)
                 self._jobs.wake()
             case "result":
+                _shorten(message.result.error)
+                message.result.note = message.result.note[:_LONG_TEXT]
+                if message.result.HasField("machine"):
+                    message.result.machine.name = message.result.machine.name[:_TEXT]
                 await self._jobs.command_result(server_id, message.result)
                 stored = link_pb2.ResultStored(id=message.result.id)
                 await session.outbox.put(link_pb2.ToProvider(result_stored=stored))
@@ -201,6 +209,14 @@ class Sessions:
                 await self._jobs.command_received(server_id, message.received.id)
             case _:  # a second hello, or a message of a newer provider
                 log.info("message ignored", server=server_id)
+
+
+def _shorten(error: types_pb2.ErrorDetail) -> None:
+    """What is shown of every VM must fit one answer, whatever a provider writes."""
+    for name in ("code", "message", "cause", "still_works", "next_step"):
+        text: str = getattr(error, name)
+        if len(text) > _TEXT:
+            setattr(error, name, text[:_TEXT] + "…")
 
 
 def _bounded(report: commands_pb2.CommandProgress) -> commands_pb2.CommandProgress:

@@ -17,7 +17,7 @@ from twinsite.errors import Aborted, InvalidInput, NotFound, Precondition
 CLOUDS: Final = 256
 HOSTS: Final = 1024
 MACHINES_PER_HOST: Final = 4096
-DISKS_PER_MACHINE: Final = 64
+DISKS_PER_MACHINE: Final = 64  # and as many network cards
 LONGEST_NAME: Final = 255
 POINTS: Final = 4096
 STATUSES: Final = 8192
@@ -178,10 +178,17 @@ def machine_is_good(machine: types_pb2.Machine) -> bool:
         is_uuid(machine.id)
         and _free_name(machine.name)
         and len(machine.disks) <= DISKS_PER_MACHINE
+        and len(machine.nics) <= DISKS_PER_MACHINE
         and len({disk.id for disk in machine.disks}) == len(machine.disks)
+        and all(len(text) <= LONGEST_NAME for text in _texts(machine))
         and all(is_uuid(disk.id) and 0 < disk.size_bytes <= LARGEST_DISK for disk in machine.disks)
         and machine.memory_bytes <= LARGEST
     )
+
+
+def _texts(machine: types_pb2.Machine) -> list[str]:
+    nics = [text for nic in machine.nics for text in (nic.mac, nic.network)]
+    return [machine.purpose, *(disk.name for disk in machine.disks), *nics]
 
 
 def is_uuid(text: str) -> bool:

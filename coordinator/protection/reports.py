@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from coordinator import audit
 from coordinator.inventory import service as inventory
 from coordinator.inventory import store as inventory_store
-from coordinator.inventory.model import LARGEST, Changes, disks_of, instant
+from coordinator.inventory.model import LARGEST, LONGEST_NAME, Changes, disks_of, instant
 from coordinator.protection import store
 from coordinator.protection.desired import Desired
 from coordinator.protection.model import Phase, Protected, grant_is_due
@@ -85,7 +85,10 @@ class Reports:
             good = [
                 point
                 for point in points.points
-                if point.vm_id == item.vm_id and 0 < point.cycle <= LARGEST and instant(point.instant)
+                if point.vm_id == item.vm_id
+                and 0 < point.cycle <= LARGEST
+                and instant(point.instant)
+                and max(len(point.consistency), len(point.pinned_by)) <= LONGEST_NAME
             ]
             await store.replace_points(connection, item.vm_id, points.host_id, good)
 

@@ -78,6 +78,34 @@ async def test_a_made_up_version_of_assignments_leaves_room_for_the_next_ones(si
         assert len({version for _, version in again.versions}) > 1
 
 
+async def test_a_provider_that_writes_novels_does_not_make_the_status_too_large_to_send(sites: Scene):
+    await sites.protect()
+    novel = "x" * 3_000_000
+    for role, site in (("source", sites.a), ("target", sites.b)):
+        site.state(sites.vm.id, role, "blocked", reason=types_pb2.ErrorDetail(message=novel))
+
+    async def blocked() -> bool:
+        return (await sites.protection()).state == "blocked"
+
+    await until(blocked)
+    assert len((await sites.protection()).reason) < 1200
+    point = types_pb2.Point(vm_id=sites.vm.id, cycle=9, instant={"seconds": 1_700_000_000}, pinned_by=novel)
+    sites.b.send(
+        link_pb2.FromProvider(points=link_pb2.Points(host_id=sites.target.id, vm_id=sites.vm.id, points=[point]))
+    )
+    sites.target.machines.append(machine("web02"))
+    sites.target.machines[-1].nics.add(network=novel)
+    sites.target.machines.append(machine("web03"))
+    sites.b.report()
+
+    async def reported() -> bool:
+        return "web03" in await vms(sites)
+
+    await until(reported)
+    assert "web02" not in await vms(sites)
+    assert not await sites.points()
+
+
 async def test_junk_is_logged_and_ends_nothing(sites: Scene):
     await sites.protect()
     huge = 2**64 - 1
