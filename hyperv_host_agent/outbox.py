@@ -46,6 +46,10 @@ class Outbox:
             self._points[vm_id] = held
             self._send(pb.FromHost(points=pb.HostPoints(vm_id=vm_id, points=held)))
 
+    def one_more_point(self, vm_id: str, point: types_pb2.Point) -> None:
+        """Told at once: the source may be gone a second later, and this is what its loss is measured by."""
+        self.points(vm_id, (*self._points.get(vm_id, ()), point))
+
     def forget(self, vm_id: str) -> None:
         """The VM is no longer replicated here; the provider is told once more that it has no points."""
         self._statuses.pop(vm_id, None)

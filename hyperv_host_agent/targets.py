@@ -130,6 +130,7 @@ class Targets:
         shown.term = point.term
         if point.recoverable:
             shown.committed_instant.CopyFrom(wire.timestamp(point.instant))
+            self._outbox.one_more_point(vm_id, _to_proto(vm_id, point))
         shown.ClearField("reason")
         self._show(vm_id, recoverable=shown.HasField("committed_instant"))
         self._wants(vm_id)
