@@ -53,7 +53,9 @@ class Users:
         self._vault_name = vault_name
         self._passwords = Passwords()
         self._from = Rate(clock, per_second=1.0, burst=10)  # per address
-        self._as = Rate(clock, per_second=1 / 30, burst=20)  # failures per user, wherever they come from
+        # Failures per user and address. Not per user alone: a stranger who knows a name could then keep its owner from
+        # logging in, and a failover wants a fresh login. Guessing from many addresses meets the two hashes at a time.
+        self._as = Rate(clock, per_second=1 / 30, burst=20)
         self._strangers = Strangers(clock)
         self.gates: list[Gate] = []
 
@@ -85,7 +87,7 @@ class Users:
         self._from.take(address)
         keys.public_key_of(csr_der)  # before the hash: it is cheap
         who = ascii(name[:63])
-        self._as.take(who)
+        self._as.take(tried := f"{who} {address}")
         async with self._database.read() as connection:
             user = await store.user_named(connection, name[:64])
         good = await self._passwords.matches(user.password if user else None, password)
@@ -109,7 +111,7 @@ class Users:
                 )
         if opened is None:
             raise WrongPassword
-        self._as.give_back(who)
+        self._as.give_back(tried)
         return opened
 
     async def _open(self, connection: AsyncConnection, user: User, csr_der: bytes, now: float) -> Opened:

@@ -1,8 +1,10 @@
 """A password opens a session once; guessing it is slow."""
 
+import contextlib
+
 import pytest
 
-from coordinator.access.model import NameTaken, PasswordTooShort, UnknownRole
+from coordinator.access.model import NameTaken, PasswordTooShort, TooManyTries, UnknownRole, WrongPassword
 from tests.fakes.identity_plane import PASSWORD, IdentityPlane
 from twinsite import keys
 from twinsite.api.coordinator.v1 import admin_pb2, admin_pb2_grpc, enrollment_pb2, enrollment_pb2_grpc
@@ -59,6 +61,17 @@ async def test_tries_from_one_address_are_limited(plane: IdentityPlane) -> None:
         plane.clock.advance(1)
         with pytest.raises(InvalidInput):
             await stub.Login(request)
+
+
+async def test_a_stranger_who_guesses_cannot_keep_the_owner_from_logging_in(plane: IdentityPlane) -> None:
+    await plane.users.create("olga", "owner", PASSWORD)
+    with pytest.raises(TooManyTries):
+        for _ in range(30):
+            plane.clock.advance(1)
+            with contextlib.suppress(WrongPassword):
+                await plane.users.login("olga", "wrong horse battery", keys.csr(keys.new_key()), address="192.0.2.1")
+    opened = await plane.users.login("olga", PASSWORD, keys.csr(keys.new_key()), address="192.0.2.2")
+    assert opened.user.name == "olga"
 
 
 async def test_accounts_with_a_bad_name_role_or_password_are_not_made(plane: IdentityPlane) -> None:
