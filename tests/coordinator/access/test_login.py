@@ -65,11 +65,15 @@ async def test_tries_from_one_address_are_limited(plane: IdentityPlane) -> None:
 
 async def test_a_stranger_who_guesses_cannot_keep_the_owner_from_logging_in(plane: IdentityPlane) -> None:
     await plane.users.create("olga", "owner", PASSWORD)
-    with pytest.raises(TooManyTries):
+
+    async def guess_on() -> None:
         for _ in range(30):
             plane.clock.advance(1)
             with contextlib.suppress(WrongPassword):
                 await plane.users.login("olga", "wrong horse battery", keys.csr(keys.new_key()), address="192.0.2.1")
+
+    with pytest.raises(TooManyTries):
+        await guess_on()
     opened = await plane.users.login("olga", PASSWORD, keys.csr(keys.new_key()), address="192.0.2.2")
     assert opened.user.name == "olga"
 
