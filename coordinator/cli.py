@@ -1,7 +1,6 @@
 """`twinsite-coordinator`: serve the vault, make the first administrator."""
 
 import asyncio
-import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Final
 import click
 
 from coordinator.settings import PROGRAM, Settings
-from twinsite import __version__, status
+from twinsite import __version__, program
 from twinsite import settings as loading
-from twinsite.cli import output
 from twinsite.clock import SystemClock
-from twinsite.errors import Internal, InvalidInput, TwinsiteError
+from twinsite.errors import InvalidInput
 
 _DEFAULT_CONFIG: Final = Path("/etc/twinsite/coordinator.toml")
 
@@ -126,33 +124,8 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; its exit status."""
-    try:
-        coordinator.main(args=arguments, prog_name="twinsite-coordinator", standalone_mode=False)
-    except click.exceptions.Exit as ended:
-        return ended.exit_code
-    except click.ClickException as wrong:
-        wrong.show()
-        return wrong.exit_code
-    except (TwinsiteError, BaseExceptionGroup) as error:
-        problem = _typed(error)
-        code = status.exit_code(problem)
-        output.error(problem, code, as_json=False)
-        return code
-    except (KeyboardInterrupt, click.Abort):
-        return 130
-    return 0
-
-
-def _typed(error: BaseException) -> TwinsiteError:
-    """The first typed error in a group of a task group; a group without one is a defect and keeps its traceback."""
-    while isinstance(error, BaseExceptionGroup):
-        typed = error.subgroup(TwinsiteError)
-        if typed is None:
-            raise error
-        error = typed.exceptions[0]
-    return error if isinstance(error, TwinsiteError) else Internal()
+    return program.run(coordinator, "twinsite-coordinator", arguments)
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        main()
+    main()

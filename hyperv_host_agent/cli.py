@@ -12,11 +12,9 @@ from typing import Final
 import click
 
 from hyperv_host_agent.settings import PROGRAM, Settings
-from twinsite import __version__, status, units
+from twinsite import __version__, program, units
 from twinsite import settings as loading
-from twinsite.cli import output
 from twinsite.clock import SystemClock
-from twinsite.errors import Internal, TwinsiteError
 
 _DEFAULT_CONFIG: Final = Path("/etc/twinsite/host.toml")
 # twinsite help exit-codes
@@ -157,31 +155,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; its exit status."""
-    try:
-        ended = host.main(args=arguments, prog_name="twinsite-host", standalone_mode=False)
-    except click.exceptions.Exit as exit_:
-        return exit_.exit_code
-    except click.ClickException as wrong:
-        wrong.show()
-        return wrong.exit_code
-    except (TwinsiteError, BaseExceptionGroup) as error:
-        problem = _typed(error)
-        code = status.exit_code(problem)
-        output.error(problem, code, as_json=False)
-        return code
-    except (KeyboardInterrupt, click.Abort):
-        return 130
-    return ended if isinstance(ended, int) else 0
-
-
-def _typed(error: BaseException) -> TwinsiteError:
-    """The first typed error in a group of a task group; a group without one is a defect and keeps its traceback."""
-    while isinstance(error, BaseExceptionGroup):
-        typed = error.subgroup(TwinsiteError)
-        if typed is None:
-            raise error
-        error = typed.exceptions[0]
-    return error if isinstance(error, TwinsiteError) else Internal()
+    return program.run(host, "twinsite-host", arguments)
 
 
 def _role(role: int) -> str:
@@ -189,5 +163,4 @@ def _role(role: int) -> str:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        main()
+    main()

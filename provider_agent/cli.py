@@ -2,7 +2,6 @@
 # ruff: noqa: D301  # \b is click's mark for lines that are not to be wrapped, and no raw text
 
 import asyncio
-import contextlib
 import json
 import signal
 import sys
@@ -12,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from provider_agent.settings import PROGRAM, Settings
-from twinsite import __version__, units
+from twinsite import __version__, program, units
 from twinsite import settings as loading
 from twinsite.cli import output
 from twinsite.clock import SystemClock
-from twinsite.errors import Internal, TwinsiteError
 
 if TYPE_CHECKING:  # grpc takes longer to import than --help may take
     from provider_agent.runfiles import Report
@@ -174,33 +172,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command; its exit status."""
-    try:
-        result = provider.main(args=arguments, prog_name="twinsite-provider", standalone_mode=False)
-    except click.exceptions.Exit as ended:
-        return ended.exit_code
-    except click.ClickException as wrong:
-        wrong.show()
-        return wrong.exit_code
-    except (TwinsiteError, BaseExceptionGroup) as error:
-        from twinsite import status
-
-        problem = _typed(error)
-        code = status.exit_code(problem)
-        output.error(problem, code, as_json=False)
-        return code
-    except (KeyboardInterrupt, click.Abort):
-        return 130
-    return result if isinstance(result, int) else 0
-
-
-def _typed(error: BaseException) -> TwinsiteError:
-    """The first typed error in a group of a task group; a group without one is a defect and keeps its traceback."""
-    while isinstance(error, BaseExceptionGroup):
-        typed = error.subgroup(TwinsiteError)
-        if typed is None:
-            raise error
-        error = typed.exceptions[0]
-    return error if isinstance(error, TwinsiteError) else Internal()
+    return program.run(provider, "twinsite-provider", arguments)
 
 
 def _code(report: "Report | None") -> int:
@@ -254,5 +226,4 @@ def _plain(credentials: "Credentials", running: dict[str, Any] | None, report: "
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):
-        main()
+    main()
