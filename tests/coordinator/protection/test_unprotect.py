@@ -142,7 +142,11 @@ async def test_pausing_reaches_both_hosts_at_once_and_shows(sites: Scene):
     assert await sites.admin.machines.Pause(request()) != answer
     await sites.admin.machines.Resume(request())
     await until(lambda: not sites.a.assigned(sites.source, sites.vm.id).paused)
-    assert (await sites.protection()).health == "normal"
+
+    async def well() -> bool:  # once both hosts have reported
+        return (await sites.protection()).health == "normal"
+
+    await until(well)
     assert len(await sites.audited("vm.pause")) == 1
     assert (await sites.audited("vm.pause"))[0] == {"reason": "backup window"}
 
