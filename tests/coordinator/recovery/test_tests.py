@@ -34,7 +34,11 @@ async def test_a_test_runs_beside_replication_and_tells_where(sites: Scene):
         return len(await sites.points()) == 2
 
     await until(goes_on)
-    assert (await sites.protection()).health == "normal"
+
+    async def well() -> bool:  # once both hosts have reported
+        return (await sites.protection()).health == "normal"
+
+    await until(well)
 
 
 async def test_several_tests_run_at_once_and_one_clean_up_ends_them_all(sites: Scene):
