@@ -14,44 +14,13 @@ from coordinator.access.store import change_server
 from coordinator.store.engine import Database
 from tests.fakes.identity_plane import IdentityPlane, Member, real_time
 from tests.fakes.pki import TestVault
-from tests.fakes.stub_services import SERVICES, stub
+from tests.fakes.stub_services import SERVICES, call, shapes, stub
 from twinsite.access import ROLES, methods_of
 from twinsite.channel import Channel, dial
-from twinsite.errors import Denied, TwinsiteError, Unauthenticated, Unreachable
 from twinsite.identity import Identity
 from twinsite.tls import channel_credentials, channel_credentials_roots
 
 PROTOS = Path(__file__).parents[3] / "proto/twinsite/api/coordinator/v1"
-
-
-def _shapes() -> dict[str, str]:
-    return {
-        f"/{service.full_name}/{method.name}": (
-            "stream_stream" if method.client_streaming else "unary_stream" if method.server_streaming else "unary_unary"
-        )
-        for service in SERVICES
-        for method in service.methods
-    }
-
-
-async def _call(channel: Channel, method: str, shape: str) -> str:
-    try:
-        if shape == "unary_unary":
-            await channel.unary_unary(method)(b"")
-        elif shape == "unary_stream":
-            assert [message async for message in channel.unary_stream(method)(b"")] == [b""]
-        else:
-            stream = channel.stream_stream(method)()
-            await stream.write(b"")
-            assert await stream.read() == b""
-            await stream.done_writing()
-            assert await stream.read() is grpc.aio.EOF
-    except TwinsiteError as error:
-        for category in (Denied, Unauthenticated, Unreachable):
-            if isinstance(error, category):
-                return category.__name__
-        raise
-    return "ok"
 
 
 @pytest.fixture
@@ -101,13 +70,13 @@ async def test_every_method_answers_every_identity_as_the_table_says(plane: Iden
             None,
         ),
     }
-    shapes = _shapes()
-    assert set(shapes) == methods_of(SERVICES)
+    shaped = shapes(SERVICES)
+    assert set(shaped) == methods_of(SERVICES)
     wrong = []
     for name, (channel, who) in callers.items():
         async with channel:
-            for method, shape in shapes.items():
-                found = await _call(channel, method, shape)
+            for method, shape in shaped.items():
+                found = await call(channel, method, shape)
                 good = found in ("Unauthenticated", "Unreachable") if who is None else found == _expected(who, method)
                 if not good:
                     wrong.append((name, method, found))
@@ -132,14 +101,14 @@ async def test_where_a_token_is_demanded_none_another_ones_and_an_expired_one_ar
         async with plane.dial(member, token) as channel:
             for method in demanded:
                 if who in methods.MEMBERS[method].callers:
-                    found = await _call(channel, method, _shapes()[method])
+                    found = await call(channel, method, shapes(SERVICES)[method])
                     if found != "Unauthenticated":
                         wrong.append((name, method, found))
     assert wrong == []
     plane.clock.advance(3601)
     async with plane.dial(a) as channel:
-        assert await _call(channel, "/twinsite.api.coordinator.v1.Link/Connect", "stream_stream") == "Unauthenticated"
-        assert await _call(channel, "/twinsite.api.coordinator.v1.Identity/GetToken", "unary_unary") == "ok"
+        assert await call(channel, "/twinsite.api.coordinator.v1.Link/Connect", "stream_stream") == "Unauthenticated"
+        assert await call(channel, "/twinsite.api.coordinator.v1.Identity/GetToken", "unary_unary") == "ok"
 
 
 def test_the_table_says_what_the_contract_says() -> None:
