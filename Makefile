@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint types arrows check bench proto system-packages clean
 
-demo: $(STAMP)  ## From nothing to a failed-over VM; IMAGE=path uses your disk, KEEP=1 leaves it running
+demo: $(STAMP) $(if $(IMAGE),system-packages)  ## From nothing to a failed-over VM; IMAGE=path uses your disk, KEEP=1 leaves it running
 	@$(PYTHON) -m demo $(if $(IMAGE),--image "$(IMAGE)") $(if $(KEEP),--keep)
 
 test: $(STAMP) system-packages  ## The whole suite; tests that miss a system package are skipped with the reason

@@ -168,31 +168,45 @@ async def unprotect(
 @vm.command()
 @click.argument("name")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--reason", default="", help="Goes to the audit log.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
 @command(mutates=True, waits=True)
-async def pause(context: Context, name: str, yes: bool) -> None:
+async def pause(context: Context, name: str, yes: bool, reason: str, dry_run: bool) -> None:
     """Stop sending cycles for now; changes go on being tracked, points stay.
 
     \b
     twinsite vm pause web01 -y
     """
-    confirm.yes(f"pausing {name}: its RPO grows until it is resumed", given=yes, no_input=context.no_input)
+    request = admin_pb2.MachineActionRequest(name=name, reason=reason, dry_run=True)
     async with context.connect() as api:
-        answer = await api.machines.Pause(admin_pb2.MachineActionRequest(name=name))
+        plan = await api.machines.Pause(request)
+        confirm.show(plan.consequences, plan.warnings)
+        if dry_run:
+            return
+        confirm.yes(f"pausing {name}", given=yes, no_input=context.no_input)
+        request.dry_run = False
+        answer = await api.machines.Pause(request)
         context.output.done(f"replication of {name} is paused", following=f"twinsite vm resume {name}")
         await context.finish(api, answer.job_id)
 
 
 @vm.command()
 @click.argument("name")
+@click.option("--reason", default="", help="Goes to the audit log.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
 @command(mutates=True, waits=True)
-async def resume(context: Context, name: str) -> None:
+async def resume(context: Context, name: str, reason: str, dry_run: bool) -> None:
     """Go on with a paused replication.
 
     \b
     twinsite vm resume web01
     """
     async with context.connect() as api:
-        answer = await api.machines.Resume(admin_pb2.MachineActionRequest(name=name))
+        request = admin_pb2.MachineActionRequest(name=name, reason=reason, dry_run=dry_run)
+        answer = await api.machines.Resume(request)
+        if dry_run:
+            confirm.show(answer.consequences, answer.warnings)
+            return
         context.output.done(f"replication of {name} goes on", following=f"twinsite vm show {name}")
         await context.finish(api, answer.job_id)
 
@@ -219,15 +233,21 @@ async def test(context: Context, name: str, point: int | None, dry_run: bool) ->
 
 @vm.command(name="test-cleanup")
 @click.argument("name")
+@click.option("--reason", default="", help="Goes to the audit log.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
 @command(mutates=True, waits=True)
-async def test_cleanup(context: Context, name: str) -> None:
+async def test_cleanup(context: Context, name: str, reason: str, dry_run: bool) -> None:
     """Stop and delete the test copies of a VM.
 
     \b
     twinsite vm test-cleanup web01
     """
     async with context.connect() as api:
-        answer = await api.machines.TestCleanup(admin_pb2.MachineActionRequest(name=name))
+        request = admin_pb2.MachineActionRequest(name=name, reason=reason, dry_run=dry_run)
+        answer = await api.machines.TestCleanup(request)
+        if dry_run:
+            confirm.show(answer.consequences, answer.warnings)
+            return
         if not answer.job_id:
             context.output.done(f"there is no test of {name}")
         await context.finish(api, answer.job_id)

@@ -154,6 +154,7 @@ def test_ctrl_c_while_waiting_detaches_and_never_cancels(twinsite, fake, home):
 )
 def test_without_a_terminal_nothing_is_asked_and_the_missing_flag_is_named(twinsite, fake, command, method, flag):
     fake.answers["Machines.Protect"] = fake.answers["Machines.Unprotect"] = admin_pb2.ActionResponse()
+    fake.answers["Machines.Pause"] = admin_pb2.ActionResponse()
     fake.answers["Machines.Failover"] = admin_pb2.ActionResponse()
     fake.answers["Servers.Remove"] = fake.answers["Pairs.Remove"] = admin_pb2.RemoveResponse()
     ended = twinsite(*command)
