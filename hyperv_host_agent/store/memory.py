@@ -162,6 +162,7 @@ class MemoryReplica:
         if receiving.header.disks != header.disks:
             raise ValueError("the same cycle came with other disks")
         self._store.need(1)
+        receiving.header = header
         receiving.cut(resume_after)
         receiving.durable = resume_after
         self._kept.receiving = receiving

@@ -38,6 +38,7 @@ class Receiving:
 
     def __init__(self, directory: Path, journal: Journal) -> None:
         self._directory, self._journal = directory, journal
+        self.header = journal.header  # as the source says it now: a resumed cycle may be of a newer term
         self._parts: dict[int, _Part] = {}
         self.staged = journal.durable
         self._staged_digest = journal.durable_digest
@@ -66,10 +67,6 @@ class Receiving:
             journal.close()
         files.remove_file(path)
         return None
-
-    @property
-    def header(self) -> CycleHeader:
-        return self._journal.header
 
     @property
     def unfinished(self) -> Unfinished:

@@ -85,6 +85,7 @@ class ChainReplica:
             if self._receiving and same:
                 if not self._receiving.rewind(resume_after):
                     raise OSError(0, "the part of the cycle that came before is gone")
+                self._receiving.header = header
                 return
             self.abandon()
             self._receiving = Receiving.start(self._directory, header)

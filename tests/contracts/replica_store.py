@@ -219,6 +219,18 @@ class ReplicaStoreContract:
         replica.commit()
         self.assert_is(rig, replica, cycle)
 
+    def test_a_resumed_cycle_is_of_the_term_it_was_finished_in(self, rig: Rig, replica: Replica):
+        cycle = new_machine().cycle()
+        replica.begin(cycle.header, resume_after=0)
+        stage(replica, cycle.batches[:2])
+        replica.sync()
+        replica = self.reopened(rig)
+        replica.set_term(cycle.header.term + 1)
+        replica.begin(replace(cycle.header, term=cycle.header.term + 1), resume_after=2)
+        stage(replica, cycle.batches[2:])
+        assert replica.commit().term == cycle.header.term + 1
+        self.assert_is(rig, replica, cycle)
+
     def test_another_attempt_at_the_number_drops_the_unfinished_one(self, rig: Rig, replica: Replica):
         machine = new_machine()
         first = machine.cycle()
