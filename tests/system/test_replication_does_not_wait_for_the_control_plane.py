@@ -1,6 +1,5 @@
 """A coordinator that is down for minutes, or a provider, does not stop replication."""
 
-
 import pytest
 
 from demo.lab import Lab, until
