@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from demo.process import ProgramFailed, kill_pid
+from hyperv_host_agent.hypervisors.embedded.machine_folder import started
 from twinsite.units import MiB
 
 _MODULE: Final = "hyperv_host_agent.hypervisors.embedded"
@@ -76,12 +77,12 @@ class Guest:
         return {disk["name"]: self.folder / disk["file"] for disk in self.description()["disks"]}
 
     def pid(self) -> int | None:
-        """Of the guest process, while it runs."""
+        """Of the guest process, while it runs; a dead one that nobody has reaped does not."""
         try:
             pid = int(json.loads((self.folder / "guest.json").read_text())["pid"])
         except FileNotFoundError:
             return None
-        return pid if Path(f"/proc/{pid}").exists() else None
+        return pid if started(pid) is not None else None
 
     def boot(self) -> dict[str, Any] | None:
         """What the guest found on its disks when it booted last; None: it has not booted yet."""
