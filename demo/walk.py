@@ -118,7 +118,7 @@ class Walk:
             self.guest.start()
             self.protected = True
             lab.cli("vm", "protect", VM, "--pair", "gold-a:gold-b", "-y")
-            until("the traffic to be reported", lambda: lab.protection()["changed_bytes"] or None)
+            until("the traffic to be reported", lambda: lab.protection()["cycles"] >= 2 or None)
             point = lab.points()[0]
             step.verified = f"recovery point {point['cycle']}"
         with self.report.step(f"{CYCLES} cycles while the guest writes") as step:
