@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from bench.rig import free_port
+from demo.ports import free_port
 
 NEEDED = ("nbdcopy", "nbdkit")
 

@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from demo.ports import free_port
 from hyperv_host_agent.assignments import FILE
 from hyperv_host_agent.hypervisors.base import MachineSpec, Purpose
 from hyperv_host_agent.hypervisors.embedded.machine_folder import DiskFile, MachineFolder, folder_name
@@ -24,13 +24,6 @@ from twinsite.api.types.v1 import types_pb2
 from twinsite.credentials import Credentials
 
 PROGRAM = Path(sys.executable).with_name("twinsite-host")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from demo.ports import free_port
 from demo.process import BIN, Program, ProgramFailed
 
 T = TypeVar("T")
@@ -44,18 +44,6 @@ class CommandFailed(Exception):  # named for the fact
         self.status, self.text = status, text
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now; all different."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
-
-
 def until(what: str, check: Callable[[], T | None], *, timeout: float = 60.0, every: float = 0.1) -> T:
     """Poll until `check` gives something true. Raises ProgramFailed naming what was waited for."""
     deadline = time.monotonic() + timeout
@@ -84,7 +72,7 @@ class Lab:
             "link",
             *(f"{port}-{site}" for site in SITES for port in ("join", "hosts", "replication")),
         )
-        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self.ports = {name: free_port() for name in names}
         self.root.mkdir(parents=True, exist_ok=True)
         self._settings(
             "coordinator",

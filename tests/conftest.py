@@ -1,10 +1,11 @@
 """What every test stands on: where nothing may be skipped, a skip is a failure."""
 
 import os
-import socket
 from collections.abc import Callable, Generator
 
 import pytest
+
+from demo.ports import free_port
 
 
 @pytest.hookimpl(wrapper=True)
@@ -16,14 +17,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-@pytest.fixture
-def free_port() -> Callable[[], int]:
+@pytest.fixture(name="free_port")
+def free_port_() -> Callable[[], int]:
     """A TCP port nobody listens on now, for programs whose port must survive their restart."""
-
-    def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-            return port
-
-    return find
+    return free_port

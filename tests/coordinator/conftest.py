@@ -5,7 +5,6 @@ import contextlib
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,6 +19,7 @@ from sqlalchemy import make_url
 from coordinator.jobs import Jobs
 from coordinator.store.engine import Database
 from coordinator.store.migrations import tables
+from demo.ports import free_port
 from twinsite.clock import MovedClock
 
 _INSTALL = "PostgreSQL is not installed: apt-get install postgresql"
@@ -42,9 +42,7 @@ def _server(folder: Path) -> Iterator[str]:
         if os.environ.get("TWINSITE_NO_SKIPS") == "1":
             pytest.fail(_INSTALL)
         pytest.skip(_INSTALL)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     if os.geteuid() == 0:
         owner = pwd.getpwnam("postgres")
         os.chown(folder, owner.pw_uid, owner.pw_gid)
