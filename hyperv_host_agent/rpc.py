@@ -34,7 +34,9 @@ from twinsite.identity import Identity
 from twinsite.server import Mount
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Replication"]
-TABLE: Final[Table] = {f"/{SERVICE.full_name}/{name}": Rule(frozenset({"host"})) for name in ("Open", "Send")}
+TABLE: Final[Table] = {
+    f"/{SERVICE.full_name}/{name}": Rule(frozenset({"host"})) for name in ("Open", "Send", "Fingerprints")
+}
 Context = grpc.aio.ServicerContext[Any, pb.Ack]  # what is read is bytes, or EOF
 _AHEAD: Final = 4  # messages read and not yet stored: they come in while the disk is synced
 

@@ -40,6 +40,7 @@ class CycleHeader:
     disks: tuple[DiskGeometry, ...]
     machine: bytes = b""  # serialized types.v1.Machine at that instant
     parent_id: bytes = b""  # id of the parent cycle: the same number may have been committed by another attempt
+    placeholder: bool = False  # an INITIAL cycle without content: that comes on media
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,19 @@ class Unfinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """Clusters of a disk the target lacks: damage, or a bad part of a seed."""
+
+    disk: str
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
 class TargetState:
     """What a target says of one VM in answer to Open."""
 
     term: int
     committed: Committed | None
     unfinished: Unfinished | None
+    wanted: tuple[Wanted, ...] = ()  # to be sent with the next cycle, whatever the index says
+    awaiting_seed: bool = False  # its base comes on media; the fingerprints of it are not known yet
