@@ -1,13 +1,59 @@
 """Settings of the host agent; `deploy/config/host.toml` shows every one at its default."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from twinsite.units import GiB, MiB
+from hyperv_host_agent.replication import rates
+from twinsite.units import GiB, MiB, parse_rate
 
 PROGRAM: Final = "host"
 BACKENDS: Final = ("embedded",)
+
+
+_DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateSettings:
+    """A cap on all that this host sends, in a part of the week by its local time."""
+
+    days: str = "mon-sun"
+    from_: str = "00:00"
+    to: str = "24:00"  # not after `from`: on the next day
+    rate: str
+
+    def __post_init__(self) -> None:
+        self.rule()
+
+    def rule(self) -> rates.Rule:
+        """Raises ValueError."""
+        made = rates.Rule(_days(self.days), _minute("from", self.from_), _minute("to", self.to), parse_rate(self.rate))
+        if problem := rates.problem(made):
+            raise ValueError(f"a rule of transfer.rates has {problem.removeprefix('a rate ')}: {self.rate}")
+        return made
+
+
+def _days(text: str) -> int:
+    days = 0
+    for part in text.lower().replace(" ", "").split(","):
+        first, _, last = part.partition("-")
+        if first not in _DAYS or (last or first) not in _DAYS:
+            raise ValueError(f'days {text!r} are not of the form "mon-fri" or "sat,sun"')
+        at, end = _DAYS.index(first), _DAYS.index(last or first)
+        days |= 1 << at
+        while at != end:
+            at = (at + 1) % len(_DAYS)
+            days |= 1 << at
+    return days
+
+
+def _minute(name: str, text: str) -> int:
+    found = re.fullmatch(r"([01][0-9]|2[0-3]):([0-5][0-9])|24:00", text, re.ASCII)
+    if found is None or (text == "24:00" and name == "from"):
+        raise ValueError(f'{name} {text!r} is not a time of the day such as "08:00"')
+    return 24 * 60 if found[1] is None else int(found[1]) * 60 + int(found[2])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +61,8 @@ class TransferSettings:
     spool_memory_bytes: int = 64 * MiB  # of a cycle waiting to be sent; what is beyond goes to a file in state/spool
     compressors: int = 2  # threads that hash and compress, for all VMs of this host
     copies: int = 2  # whole copies (initial, resynchronization) at one time; ordinary cycles never wait for them
+    concurrency: int = 0  # cycles of all VMs at one time; 0: as many as raise the throughput
+    rates: tuple[RateSettings, ...] = ()  # the first that covers a moment caps what this host sends
 
     def __post_init__(self) -> None:
         if self.spool_memory_bytes < 0:
@@ -23,6 +71,8 @@ class TransferSettings:
             raise ValueError("transfer.compressors must be 1 to 16")
         if self.copies < 1:
             raise ValueError("transfer.copies must be at least 1")
+        if not 0 <= self.concurrency <= 256:
+            raise ValueError("transfer.concurrency must be 0 to 256")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,7 +93,7 @@ def _overlay(into: dict[str, Any], over: dict[str, Any], origins: dict[str, str]
 
 def _build(kind: type, tree: dict[str, Any], at: str, origins: dict[str, str], default_origin: str) -> object:
     hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    fields = {field.name.rstrip("_"): field for field in dataclasses.fields(kind)}  # `from_` is written `from`
     values: dict[str, Any] = {}
     for key, value in tree.items():
         place = f"{at}{key}"
@@ -102,8 +102,8 @@ def _build(kind: type, tree: dict[str, Any], at: str, origins: dict[str, str], d
             near = difflib.get_close_matches(key, fields, n=1)
             advice = f"did you mean {at}{near[0]}?" if near else f"known here: {', '.join(sorted(fields))}"
             raise SettingsError(origin, f"unknown key {place}", advice)
-        values[key] = _convert(hints[key], value, place, origins, origin)
-    for name, field in fields.items():
+        values[fields[key].name] = _convert(hints[fields[key].name], value, place, origins, origin)
+    for name, field in ((field.name, field) for field in fields.values()):
         if name in values:
             continue
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:

@@ -8,6 +8,11 @@ KiB: Final = 1024
 MiB: Final = 1024 * KiB
 GiB: Final = 1024 * MiB
 
+_RATES: Final[dict[str, float]] = {
+    **{f"{prefix}B/s": 1000**power for power, prefix in enumerate(("", "k", "M", "G"))},
+    **{f"{prefix}iB/s": 1024**power for power, prefix in enumerate(("", "K", "M", "G")) if power},
+    **{f"{prefix}bit/s": 1000**power / 8 for power, prefix in enumerate(("", "k", "M", "G"))},
+}
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -46,3 +51,20 @@ def parse_duration(text: str) -> int:
     if not parts or "".join(number + unit for number, unit in parts) != text:
         raise ValueError(f"{text!r} is not a duration such as 30s, 5m, 1h30m or 5d")
     return sum(int(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def parse_rate(text: str) -> int:
+    """Bytes a second of ``10 MB/s``, ``1.5 GB/s``, ``512 KiB/s``, ``100 Mbit/s``. Raises ValueError."""
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]+/s)", text.strip())
+    if found is None or found[2] not in _RATES:
+        raise ValueError(f"{text!r} is not a rate such as 10 MB/s, 512 KiB/s or 100 Mbit/s")
+    return round(float(found[1]) * _RATES[found[2]])
+
+
+def rate(bytes_per_second: int) -> str:
+    """The shortest that reads back the same: ``10 MB/s``, ``512 KiB/s``, ``12345 B/s``."""
+    for unit in ("GB/s", "GiB/s", "MB/s", "MiB/s", "kB/s", "KiB/s"):
+        step = int(_RATES[unit])
+        if bytes_per_second and bytes_per_second * 10 % step == 0 and bytes_per_second >= step:
+            return f"{bytes_per_second / step:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{bytes_per_second} B/s"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hyperv_host_agent.replication.rates import Rule
 from hyperv_host_agent.settings import PROGRAM, Settings
 from twinsite.settings import SettingsError, load
 
@@ -33,6 +34,16 @@ def test_the_shipped_file_shows_every_option_at_its_default(tmp_path: Path) -> N
         ("store_reserve_bytes = -1", "negative"),
         ("[transfer]\ncompressors = 0", "compressors"),
         ("[transfer]\ncopies = 0", "copies"),
+        ("[transfer]\nconcurrency = -1", "concurrency"),
+        ("[transfer]\nrates = 5", "must be a list"),
+        ('[transfer]\nrates = ["10 MB/s"]', "must be a table"),
+        ('[transfer]\nrates = [{days = "mon-fri"}]', "rate is missing"),
+        ('[transfer]\nrates = [{rate = "10"}]', "10 MB/s"),
+        ('[transfer]\nrates = [{rate = "100 B/s"}]', "below 1024"),
+        ('[transfer]\nrates = [{rate = "1 MB/s", days = "monday"}]', "mon-fri"),
+        ('[transfer]\nrates = [{rate = "1 MB/s", from = "8:00"}]', "08:00"),
+        ('[transfer]\nrates = [{rate = "1 MB/s", to = "25:00"}]', "08:00"),
+        ('[transfer]\nrates = [{rate = "1 MB/s", form = "08:00"}]', "did you mean transfer.rates[0].from"),
         ('stroe = "/x"', "did you mean store"),
     ],
 )
@@ -42,3 +53,19 @@ def test_a_wrong_value_stops_the_start_with_the_reason(tmp_path: Path, line: str
     with pytest.raises(SettingsError) as refused:
         load(Settings, path, program=PROGRAM, environment={})
     assert said in str(refused.value) + refused.value.text("next_step")
+
+
+def test_rates_are_a_calendar(tmp_path: Path) -> None:
+    path = tmp_path / "host.toml"
+    path.write_text(
+        "[transfer]\nrates = ["
+        '{days = "mon-fri", from = "08:00", to = "18:00", rate = "10 MB/s"},'
+        '{days = "fri-mon,wed", from = "22:30", to = "06:00", rate = "100 Mbit/s"},'
+        '{rate = "1 GB/s"}]\n'
+    )
+    loaded = load(Settings, path, program=PROGRAM, environment={})
+    assert [rate.rule() for rate in loaded.transfer.rates] == [
+        Rule(0b0011111, 480, 1080, 10_000_000),
+        Rule(0b1110101, 1350, 360, 12_500_000),
+        Rule(0b1111111, 0, 1440, 1_000_000_000),
+    ]
