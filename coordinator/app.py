@@ -39,6 +39,7 @@ from coordinator.protection.service import Protections
 from coordinator.recovery import steps as recovery
 from coordinator.recovery.service import Recoveries
 from coordinator.settings import Settings
+from coordinator.statistics.service import Statistics
 from coordinator.status.rpc import mounts as status_mounts
 from coordinator.status.service import StatusService
 from coordinator.store.engine import Database
@@ -104,6 +105,7 @@ async def serve_until(stop: asyncio.Event, settings: Settings, clock: Clock) -> 
                     group.create_task(held.watch()),
                     group.create_task(authority.keep_current()),
                     group.create_task(services.reports.run()),
+                    group.create_task(services.statistics.run()),
                     group.create_task(_reconcile(services.jobs, clock)),
                 ]
                 with _ready(settings, addresses, clock):
@@ -139,7 +141,8 @@ class Services:
         self.protections = Protections(database, clock, self.jobs, desired)
         self.recoveries = Recoveries(database, clock, self.jobs)
         self.reports = Reports(database, clock, desired)
-        self.sessions = Sessions(self.inventory, self.reports, self.jobs, clock, self.vaults.name)
+        self.statistics = Statistics(database, clock, self.protections)
+        self.sessions = Sessions(self.inventory, self.reports, self.jobs, self.statistics, clock, self.vaults.name)
         self.status = StatusService(clock, self.servers, self.protections, self.jobs, self.vaults.name)
         self._database, self._clock = database, clock
 
@@ -197,7 +200,7 @@ class Services:
             ),
             keys_mount(self.enrollment),
             *inventory_mounts(self.sessions, self.servers, Sites(self._database, pairs)),
-            *protection_mounts(self.pairs, self.protections, self.recoveries),
+            *protection_mounts(self.pairs, self.protections, self.recoveries, self.statistics),
             *status_mounts(self.status),
             jobs_mount(self.jobs),
             audit_mount(self._database),

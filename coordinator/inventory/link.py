@@ -45,6 +45,14 @@ class Replication(Protocol):
         ...
 
 
+class Measurements(Protocol):
+    """Where what hosts measured goes."""
+
+    async def take(self, server_id: str, batch: link_pb2.HostSamples) -> None:
+        """Durable when it returns; repeatable."""
+        ...
+
+
 class _Session:
     def __init__(self, server_id: str) -> None:
         self.server_id = server_id
@@ -65,10 +73,12 @@ class Sessions:
         inventory: Inventory,
         replication: Replication,
         jobs: Jobs,
+        measurements: Measurements,
         clock: Clock,
         vault_name: Callable[[], Awaitable[str]],
     ) -> None:
         self._inventory, self._replication, self._jobs = inventory, replication, jobs
+        self._measurements = measurements
         self._clock, self._vault_name = clock, vault_name
         self._sessions: dict[str, _Session] = {}
 
@@ -205,6 +215,10 @@ class Sessions:
                 await session.outbox.put(link_pb2.ToProvider(result_stored=stored))
             case "progress":
                 await self._jobs.command_progress(server_id, _bounded(message.progress))
+            case "samples":
+                await self._measurements.take(server_id, message.samples)
+                held = link_pb2.HostSamplesStored(host_id=message.samples.host_id, id=message.samples.id)
+                await session.outbox.put(link_pb2.ToProvider(samples_stored=held))
             case "received":
                 await self._jobs.command_received(server_id, message.received.id)
             case _:  # a second hello, or a message of a newer provider

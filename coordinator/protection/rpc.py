@@ -12,6 +12,8 @@ from coordinator.protection.pairs import Pairs as PairService
 from coordinator.protection.service import Protections
 from coordinator.protection.views import ProtectionView, VmView
 from coordinator.recovery.service import Recoveries
+from coordinator.statistics import rpc as statistics_rpc
+from coordinator.statistics.service import Statistics
 from twinsite.api.coordinator.v1 import admin_pb2, admin_pb2_grpc
 from twinsite.server import Mount
 
@@ -39,14 +41,17 @@ class Pairs(admin_pb2_grpc.PairsServicer):
 
 
 class Machines(admin_pb2_grpc.MachinesServicer):
-    def __init__(self, protections: Protections, recoveries: Recoveries) -> None:
-        self._protections, self._recoveries = protections, recoveries
+    def __init__(self, protections: Protections, recoveries: Recoveries, statistics: Statistics) -> None:
+        self._protections, self._recoveries, self._statistics = protections, recoveries, statistics
 
     async def List(self, request: admin_pb2.Empty, context: Context) -> admin_pb2.ListMachinesResponse:
         return admin_pb2.ListMachinesResponse(machines=[_machine(view) for view in await self._protections.all()])
 
     async def Show(self, request: admin_pb2.ShowRequest, context: Context) -> admin_pb2.MachineView:
         return _machine(await self._protections.one(request.name))
+
+    async def Stats(self, request: admin_pb2.StatsRequest, context: Context) -> admin_pb2.StatsResponse:
+        return await statistics_rpc.stats(self._statistics, request)
 
     async def Protect(self, request: admin_pb2.ProtectRequest, context: Context) -> admin_pb2.ActionResponse:
         return await self._protections.protect(
@@ -163,8 +168,8 @@ def _protection(view: ProtectionView) -> admin_pb2.Protection:
     return made
 
 
-def mounts(pairs: PairService, protections: Protections, recoveries: Recoveries) -> list[Mount]:
-    pair, machine, point = Pairs(pairs), Machines(protections, recoveries), RecoveryPoints(recoveries)
+def mounts(pairs: PairService, protections: Protections, recoveries: Recoveries, statistics: Statistics) -> list[Mount]:
+    pair, machine, point = Pairs(pairs), Machines(protections, recoveries, statistics), RecoveryPoints(recoveries)
     services = admin_pb2.DESCRIPTOR.services_by_name
     return [
         Mount(services["Pairs"], lambda to: admin_pb2_grpc.add_PairsServicer_to_server(pair, to)),

@@ -21,6 +21,7 @@ from coordinator.protection.reports import Reports
 from coordinator.protection.service import Protections
 from coordinator.recovery import steps as recovery_steps
 from coordinator.recovery.service import Recoveries
+from coordinator.statistics.service import Statistics
 from coordinator.status import rpc as status_rpc
 from coordinator.status.service import StatusService
 from coordinator.store.engine import Database
@@ -50,13 +51,14 @@ class ControlPlane:
     identity: IdentityPlane
     jobs: Jobs
     reports: Reports
+    statistics: Statistics
 
     @classmethod
     @contextlib.asynccontextmanager
     async def started(cls, state: Path, database: Database, clock: SetBackClock) -> AsyncIterator["ControlPlane"]:
         """Start it again with the same folder and database, and it is the same coordinator after a restart."""
         jobs = Jobs(database, clock)
-        made: list[Reports] = []
+        made: list[tuple[Reports, Statistics]] = []
 
         def mounts(plane: IdentityPlane) -> list[Mount]:
             desired = Desired(plane.authority.vault, plane.authority.signer, clock)
@@ -64,18 +66,21 @@ class ControlPlane:
             recovery_steps.Steps(jobs, desired).register()
             inventory = Inventory(database, clock)
             reports = Reports(database, clock, desired)
-            made.append(reports)
 
             async def vault_name() -> str:
                 return plane.vault_name
 
             servers = Servers(database, clock, plane.members, pairing)
             protections = Protections(database, clock, jobs, desired)
+            statistics = Statistics(database, clock, protections)
+            made.append((reports, statistics))
             return [
                 *inventory_rpc.mounts(
-                    Sessions(inventory, reports, jobs, clock, vault_name), servers, Sites(database, pairing)
+                    Sessions(inventory, reports, jobs, statistics, clock, vault_name), servers, Sites(database, pairing)
                 ),
-                *protection_rpc.mounts(Pairs(database, clock, jobs), protections, Recoveries(database, clock, jobs)),
+                *protection_rpc.mounts(
+                    Pairs(database, clock, jobs), protections, Recoveries(database, clock, jobs), statistics
+                ),
                 *status_rpc.mounts(StatusService(clock, servers, protections, jobs, vault_name)),
             ]
 
@@ -83,7 +88,7 @@ class ControlPlane:
             await Inventory(database, clock).start()
             await jobs.start()
             try:
-                yield cls(plane, jobs, made[0])
+                yield cls(plane, jobs, *made[0])
             finally:
                 await jobs.stop()
 

@@ -16,6 +16,7 @@ for _module in (
     "jobs.store",
     "protection.store",
     "recovery.store",
+    "statistics.store",
     "store.requests",
     "vault.store",
 ):

@@ -1,0 +1,1 @@
+"""What replication cost and how late it was, as time series; and why a VM is late."""
