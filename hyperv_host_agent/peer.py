@@ -46,7 +46,7 @@ class Peer:
     def __init__(self, membership: Membership, host_id: str, address: str, clock: Clock) -> None:
         self._membership = membership
         self._clock = clock
-        self._host_id = host_id
+        self.host_id = host_id
         self._address = address
         self._channel: Channel | None = None
         self._dialled_with: object = None
@@ -93,7 +93,7 @@ class Peer:
             await self.close()
         if self._channel is None:
             self._channel = dial(
-                self._address, channel_credentials(credentials), peer=self._membership.peer(self._host_id), limits=DATA
+                self._address, channel_credentials(credentials), peer=self._membership.peer(self.host_id), limits=DATA
             )
             self._dialled_with = credentials
         return self._channel

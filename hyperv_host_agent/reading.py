@@ -113,6 +113,7 @@ class Reader:
         self.index = index
         self.pending = pending
         self.compression = compression
+        self.batch_bytes = BATCH_BYTES  # less under a rate cap, so that messages flow evenly
         self._compressors = compressors
         self._thread = ThreadPoolExecutor(1, "source")
         self._copy: tuple[bytes, int, Position, _Way] | None = None  # cycle, stream, where it goes on, what flies
@@ -141,7 +142,7 @@ class Reader:
                 gathered = packed
             else:
                 gathered.extend(packed)
-            if gathered.frame_bytes >= BATCH_BYTES or looked >= BATCH_CLUSTERS:
+            if gathered.frame_bytes >= self.batch_bytes or looked >= BATCH_CLUSTERS:
                 break
         if not way.flying:
             position = Position(len(disks), 0)
@@ -159,7 +160,7 @@ class Reader:
         timing = Timing()
         self.stop()
         await self.run(self.pending.begin, order.header.id, 1)
-        units = await self.run(list, _changes(point, order))
+        units = await self.run(list, _changes(point, order, self._unit()))
         way = _Way(iter(units))
         made: list[Ready] = []
         gathered: Packed | None = None
@@ -175,7 +176,7 @@ class Reader:
                 gathered = packed
             else:
                 gathered.extend(packed)
-            if gathered.frame_bytes >= BATCH_BYTES or gathered.changed_clusters >= BATCH_CLUSTERS:
+            if gathered.frame_bytes >= self.batch_bytes or gathered.changed_clusters >= BATCH_CLUSTERS:
                 await self._spool(gathered, order, spool, made)
                 gathered = None
         if gathered is not None:
@@ -217,7 +218,7 @@ class Reader:
             if (cycle, stream, position) == (order.header.id, order.stream, order.position):
                 return way
             self.stop()
-        way = _Way(_everything(order, self._read_now))
+        way = _Way(_everything(order, self._read_now, self._unit))
         self._fill(way, order.header.disks, Timing())
         return way
 
@@ -243,6 +244,10 @@ class Reader:
     def _read(self, unit: Unit, disk: str) -> list[tuple[bytes | None, bytes | None]]:
         """Content and the fingerprints to compare with, run by run."""
         return [(unit.read(disk, run), self.index.get(disk, run) if unit.compare else None) for run in unit.runs]
+
+    def _unit(self) -> int:
+        """Clusters that are read at once."""
+        return max(1, min(UNIT_CLUSTERS, self.batch_bytes // CLUSTER))
 
     def _read_now(self, disk: str, run: Run) -> bytes | None:
         if list(self.source.holes_now(disk, run)) == [run]:
@@ -270,17 +275,20 @@ def _after(disks: tuple[DiskGeometry, ...], unit: Unit) -> Position:
     return Position(unit.disk, unit.end)
 
 
-def _everything(order: ReadSlice, read: Callable[[str, Run], bytes | None]) -> Iterator[Unit]:
+def _everything(order: ReadSlice, read: Callable[[str, Run], bytes | None], unit: Callable[[], int]) -> Iterator[Unit]:
     """What is left of a copy."""
     start = order.position.cluster
     for number in range(order.position.disk, len(order.header.disks)):
-        for run in _pieces([Run(start, clusters(order.header.disks[number].size) - start)]):
+        end = clusters(order.header.disks[number].size)
+        while start < end:
+            run = Run(start, min(unit(), end - start))
+            start = run.end
             yield Unit(number, (run,), read, order.suppress, COPY_LEVEL)
         start = 0
 
 
-def _changes(point: SourcePoint, order: ReadPoint) -> Iterator[Unit]:
-    """What a point may have changed, scattered clusters gathered to units."""
+def _changes(point: SourcePoint, order: ReadPoint, most: int) -> Iterator[Unit]:
+    """What a point may have changed, scattered clusters gathered to units of `most` clusters."""
     for number, disk in enumerate(order.header.disks):
         whole = disk.id in order.whole
         compare = order.suppress and not whole
@@ -288,8 +296,8 @@ def _changes(point: SourcePoint, order: ReadPoint) -> Iterator[Unit]:
         gathered: list[Run] = []
         hole = False
         for run, is_hole in _split([everything] if whole else point.dirty(disk.id), point.holes(disk.id)):
-            for piece in _pieces([run]):
-                if gathered and (is_hole != hole or sum(r.count for r in gathered) + piece.count > UNIT_CLUSTERS):
+            for piece in _pieces(run, most):
+                if gathered and (is_hole != hole or sum(r.count for r in gathered) + piece.count > most):
                     yield Unit(number, tuple(gathered), _nothing if hole else point.read, compare, CYCLE_LEVEL)
                     gathered = []
                 gathered.append(piece)
@@ -302,10 +310,9 @@ def _nothing(_disk: str, _run: Run) -> None:
     """A hole is not read."""
 
 
-def _pieces(runs: Iterable[Run]) -> Iterator[Run]:
-    for run in runs:
-        for start in range(run.start, run.end, UNIT_CLUSTERS):
-            yield Run(start, min(UNIT_CLUSTERS, run.end - start))
+def _pieces(run: Run, most: int) -> Iterator[Run]:
+    for start in range(run.start, run.end, most):
+        yield Run(start, min(most, run.end - start))
 
 
 def _split(runs: Iterable[Run], holes: Iterable[Run]) -> Iterator[tuple[Run, bool]]:

@@ -15,6 +15,7 @@ from hyperv_host_agent.hypervisors.base import Hypervisor, MachineMissing, Power
 from hyperv_host_agent.hypervisors.description import to_proto
 from hyperv_host_agent.membership import Membership
 from hyperv_host_agent.outbox import Outbox
+from hyperv_host_agent.pacing import Pacer, Pacing
 from hyperv_host_agent.peer import Peer
 from hyperv_host_agent.pending import Pending
 from hyperv_host_agent.reading import Compressors, Reader
@@ -72,6 +73,7 @@ class Sources:
         self._clock = clock
         self._group = group
         self._compressors = Compressors(settings.compressors)
+        self._pacing = Pacing([rate.rule() for rate in settings.rates], clock)
         self._copies = asyncio.Semaphore(settings.copies)
         self._spool_memory = Memory(settings.spool_memory_bytes)
         self._running: dict[str, _Source] = {}
@@ -167,12 +169,14 @@ class Sources:
 
     async def _transfer(self, assignment: types_pb2.Assignment, reader: Reader) -> None:
         vm_id = assignment.vm_id
-        shown = _Shown(self._outbox, vm_id)
+        pacer = self._pacing.pacer()
+        shown = _Shown(self._outbox, vm_id, pacer)
         means = Means(
             vm_id=vm_id,
             folder=self._folder / vm_id,
             reader=reader,
             peer=Peer(self._membership, assignment.peer_host_id, assignment.peer_address, self._clock),
+            pacer=pacer,
             describe=lambda: to_proto(self._hypervisor.machine(vm_id)),
             copies=self._copies,
             spool_folder=self._spool_folder,
@@ -238,8 +242,9 @@ class Sources:
 class _Shown:
     """The status of one transfer, from what it says and what its source says."""
 
-    def __init__(self, outbox: Outbox, vm_id: str) -> None:
+    def __init__(self, outbox: Outbox, vm_id: str, pacer: Pacer) -> None:
         self._outbox = outbox
+        self._pacer = pacer
         self._status = types_pb2.ReplicationStatus(vm_id=vm_id, role=types_pb2.ROLE_SOURCE)
 
     def view(self, view: View) -> None:
@@ -276,6 +281,7 @@ class _Shown:
         self._show(fresh)
 
     def _show(self, fresh: types_pb2.ReplicationStatus) -> None:
+        fresh.rate_bytes_per_second = self._pacer.rate
         self._status = fresh
         self._outbox.replication(fresh)
 
@@ -289,5 +295,5 @@ def _order(assignment: types_pb2.Assignment) -> Order:
     return Order(
         Assigned(assignment.term, float(max(1, assignment.policy.frequency_seconds)), paused=assignment.paused),
         assignment.grant,
-        compression=assignment.policy.compression,
+        assignment.policy,
     )

@@ -18,8 +18,10 @@ import structlog
 from hyperv_host_agent import wire
 from hyperv_host_agent.causes import end_if_cancelled, first
 from hyperv_host_agent.changes.base import SourcePoint, Tracking
+from hyperv_host_agent.pacing import Pacer
 from hyperv_host_agent.peer import Peer, Sending
-from hyperv_host_agent.reading import Reader
+from hyperv_host_agent.reading import BATCH_BYTES, Reader
+from hyperv_host_agent.replication import rates
 from hyperv_host_agent.replication import state as stored
 from hyperv_host_agent.replication.cycle import ID_BYTES, Committed, Kind
 from hyperv_host_agent.replication.sender import Sender, View
@@ -63,6 +65,7 @@ from twinsite import files, retry
 from twinsite.api.types.v1 import types_pb2
 from twinsite.clock import Clock
 from twinsite.errors import Failed, Internal, TwinsiteError, Unreachable
+from twinsite.extents import CLUSTER
 
 _log = structlog.get_logger()
 
@@ -70,6 +73,7 @@ _log = structlog.get_logger()
 STATE_FILE: Final = "sender.json"
 ACKED_BATCHES: Final = 16  # at most 3 MiB each: less than the sender's window, which would close otherwise
 ACKED_SECONDS: Final = 1.0
+CAPPED_BYTES: Final = 4 * CLUSTER  # the smallest unit of reading under a rate cap
 
 
 _Outgoing = asyncio.Queue[tuple[int, bytes | None]]  # batches by number, None: it is in the spool; then the end
@@ -98,7 +102,7 @@ class Order:
 
     assigned: Assigned
     grant: types_pb2.SignedDocument
-    compression: bool
+    policy: types_pb2.Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,7 @@ class Means:
     folder: Path  # of this VM's state
     reader: Reader
     peer: Peer
+    pacer: Pacer
     describe: Callable[[], types_pb2.Machine]  # blocking
     copies: asyncio.Semaphore  # shared by all VMs: whole copies at one time
     spool_folder: Path
@@ -125,6 +130,7 @@ class Transfer:
         self._means = means
         self._order = order
         self._life: _Life | None = None
+        self._follow(order.policy)
 
     async def run(self) -> None:
         """Ends only when it is cancelled."""
@@ -142,9 +148,13 @@ class Transfer:
 
     def change(self, order: Order) -> None:
         self._order = order
-        self._means.reader.compression = order.compression
+        self._follow(order.policy)
         if self._life is not None:
             self._life.put(order.assigned)
+
+    def _follow(self, policy: types_pb2.Policy) -> None:
+        self._means.reader.compression = policy.compression
+        self._means.pacer.change(policy, self._means.peer.host_id)
 
     def sync(self) -> None:
         """Start a cycle now, whatever the schedule says."""
@@ -182,6 +192,7 @@ class Transfer:
         self._means.on_failure(error)
 
     async def _close(self) -> None:
+        self._means.pacer.close()
         await self._means.reader.close()
         await self._means.peer.close()
 
@@ -334,6 +345,7 @@ class _Life:
     async def _read_point(self, order: ReadPoint) -> None:
         await self._drop_spool()
         self._spool = Spool(self._means.spool_folder, self._means.spool_memory)
+        self._pace()
         try:
             if self._point is None:
                 raise PointGone(self._means.vm_id)
@@ -346,6 +358,7 @@ class _Life:
             self.put(PointRead(batches, timing.read_seconds, timing.pack_seconds))
 
     async def _read_slice(self, order: ReadSlice) -> None:
+        self._pace()
         try:
             built, position = await self._reader.slice(order)
         except TwinsiteError as error:
@@ -355,6 +368,9 @@ class _Life:
             if built is not None:
                 self._slices[order.sequence] = built.message
             self.put(SliceRead(order.stream, built.ready if built is not None else None, position))
+
+    def _pace(self) -> None:
+        self._reader.batch_bytes = rates.message_bytes(self._means.pacer.rate, BATCH_BYTES, CAPPED_BYTES)
 
     async def _apply(self, order: ApplyPending) -> None:
         sound = await self._reader.run(
@@ -402,6 +418,7 @@ class _Life:
                 if self._spool is None:
                     return  # the stream is about to be closed
                 message = await self._reader.run(self._spool.get, sequence)
+            await self._means.pacer.through(len(message))
             await sending.write(message, sequence)
 
 

@@ -14,6 +14,7 @@ from hyperv_host_agent.hypervisors.base import MachineSpec
 from hyperv_host_agent.hypervisors.description import to_proto
 from hyperv_host_agent.hypervisors.memory import MemoryHypervisor
 from hyperv_host_agent.replication.cycle import DiskGeometry
+from hyperv_host_agent.settings import TransferSettings
 from hyperv_host_agent.store.base import ReplicaStore
 from tests.fakes.host_provider import HostProvider, HostView, assignment, eventually, grant, host_agent, host_provider
 from tests.fakes.newest_point import read
@@ -136,18 +137,22 @@ async def pair(
     spool_memory: int = 64 << 20,
     life: float = 7 * 86400.0,
     current: bool = True,
+    transfer: TransferSettings | None = None,
 ) -> AsyncIterator[Pair]:
-    """`life` of certificates, in seconds; `current`: the provider knows what the coordinator says now."""
+    """`life` of certificates, in seconds; `current`: the provider knows what the coordinator says now; `transfer`
+    are the source's settings.
+    """
     async with host_provider(TestVault(), life=life, current=current) as provider, contextlib.AsyncExitStack() as stack:
         here, there = MemoryHypervisor(), MemoryHypervisor(content=read)
         agents: dict[str, contextlib.AsyncExitStack] = {}
+        transfer = transfer or TransferSettings(spool_memory_bytes=spool_memory)
 
         async def start(name: str, **options: Any) -> app.Agent:
             agents[name] = await stack.enter_async_context(contextlib.AsyncExitStack())
             return await agents[name].enter_async_context(host_agent(provider, folder / name, **options))
 
         target = await start("b1", hypervisor=there, store=store)
-        source = await start("a1", hypervisor=here, spool_memory=spool_memory)
+        source = await start("a1", hypervisor=here, transfer=transfer)
         two = Pair(provider, source, target, here, there)
 
         async def restart_target() -> None:
@@ -158,7 +163,7 @@ async def pair(
             await agents["a1"].aclose()
             for machine in here.machines():
                 here.change_source(machine.spec.id).restart()
-            two.source = await start("a1", hypervisor=here, spool_memory=spool_memory, connect=connect)
+            two.source = await start("a1", hypervisor=here, transfer=transfer, connect=connect)
 
         two.restart_target, two.restart_source = restart_target, restart_source
         yield two

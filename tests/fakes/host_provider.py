@@ -255,11 +255,11 @@ async def host_agent(
     store: ReplicaStore | None = None,
     clock: Clock | None = None,
     listen: str = "127.0.0.1:0",
-    spool_memory: int = 64 << 20,
+    transfer: TransferSettings | None = None,
     connect: bool = True,
 ) -> AsyncIterator[app.Agent]:
     """An agent with its state in `folder`, connected to the provider; named for the folder."""
-    settings = agent_settings(provider, folder, listen=listen, spool_memory=spool_memory)
+    settings = agent_settings(provider, folder, listen=listen, transfer=transfer)
     async with app.agent(settings, clock or SystemClock(), hypervisor=hypervisor, store=store) as agent:
         if connect:
             await eventually(
@@ -270,7 +270,7 @@ async def host_agent(
 
 
 def agent_settings(
-    provider: HostProvider, folder: Path, *, listen: str = "127.0.0.1:0", spool_memory: int = 64 << 20
+    provider: HostProvider, folder: Path, *, listen: str = "127.0.0.1:0", transfer: TransferSettings | None = None
 ) -> Settings:
     folder.mkdir(exist_ok=True)
     if not (folder / "join.json").exists():
@@ -282,7 +282,7 @@ def agent_settings(
         store_reserve_bytes=0,
         vms=folder / "vms",
         listen=listen,
-        transfer=TransferSettings(spool_memory_bytes=spool_memory),
+        transfer=transfer or TransferSettings(),
     )
 
 
@@ -325,13 +325,15 @@ def assignment(
     compression: bool = True,
     paused: bool = False,
     fenced: bool = False,
+    **policy: Any,
 ) -> types_pb2.Assignment:
+    """`policy`: further fields of it."""
     return types_pb2.Assignment(
         vm_id=machine.id,
         vm_name=machine.name,
         role=role,
         paused=paused,
-        policy=types_pb2.Policy(frequency_seconds=frequency, additional_points=2, compression=compression),
+        policy=types_pb2.Policy(frequency_seconds=frequency, additional_points=2, compression=compression, **policy),
         grant=document,
         peer_host_id=peer,
         peer_address=address,
