@@ -4,7 +4,11 @@ import asyncio
 import heapq
 import itertools
 import time
-from typing import Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Clock(Protocol):
@@ -19,6 +23,20 @@ class Clock(Protocol):
         ...
 
     async def sleep(self, seconds: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """One reading of the clock that nobody can set, and of the wall clock at the same moment."""
+
+    id: str  # of this boot of the host
+    seconds: float  # since it began, sleep included
+    wall: float  # since 1970, UTC; may jump
+
+
+def boot() -> Boot:
+    """Read both clocks of the host."""
+    return Boot(_BOOT_ID.read_text().strip(), time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
 
 
 class SystemClock:

@@ -1,11 +1,12 @@
 """The port every replica store implements. Synchronous: callers run it in threads, one call at a time per replica."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from hyperv_host_agent.replication.cycle import Batch, CycleHeader, DiskGeometry, TargetState
+from hyperv_host_agent.replication.cycle import Batch, CycleHeader, DiskGeometry, TargetState, Wanted
 from twinsite.errors import Conflict, Exhausted, Failed, InvalidInput, NotFound
 
 
@@ -80,6 +81,29 @@ class PointPinned(Conflict):
         self.cycle, self.owner = cycle, owner
 
 
+class PointLocked(Conflict):
+    public = "recovery point {error.cycle} is locked until {error.when}"
+    cause = "somebody locked it so that nobody can delete it before, not by a changed clock either"
+    still_works = "nothing was changed"
+    next_step = "try again after that time"
+
+    def __init__(self, cycle: int, until: float) -> None:
+        self.cycle, self.until = cycle, until  # seconds since 1970, by the wall clock as it is now
+
+    @property
+    def when(self) -> str:
+        return datetime.fromtimestamp(self.until, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+class BadLock(InvalidInput):
+    public = "a lock of {error.seconds} seconds is not possible"
+    still_works = "nothing was changed"
+    next_step = "lock for at most 100 years"
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+
+
 @dataclass(frozen=True, slots=True)
 class PointInfo:
     """One committed cycle."""
@@ -95,6 +119,10 @@ class PointInfo:
     clusters: int  # data and zero clusters this cycle brought
     stored_bytes: int
     pinned_by: tuple[str, ...] = ()
+    name: str = ""  # given by a person
+    kept: bool = False  # retention leaves it until somebody lets it go
+    locked_until: float | None = None  # seconds since 1970, by the wall clock as it is now; nobody deletes it before
+    damaged: int = 0  # clusters, found and not repaired; a file that is damaged as a whole counts one
 
     @property
     def recoverable(self) -> bool:
@@ -186,8 +214,24 @@ class Replica(Protocol):
         """Remove the pins of `owner`. Repeatable."""
         ...
 
+    def mark(self, cycle: int, *, keep: bool | None, name: str | None, lock_seconds: int | None) -> PointInfo:
+        """Keep a point or let it go, name it (empty: no name), lock it from now on; None leaves that as it is.
+
+        Durable; repeatable, a lock is never shortened. Raises PointMissing, PointLocked when it is let go, BadName,
+        BadLock, NoSpace, WriteFailed.
+        """
+        ...
+
+    def wanted(self) -> tuple[Wanted, ...]:
+        """Clusters the newest point lacks, told in `state` too; at most 4096 runs at a time, the rest after them."""
+        ...
+
+    def want(self, runs: Iterable[Wanted]) -> None:
+        """These are lacking until a cycle was committed that brought them. Durable. Raises NoSpace, WriteFailed."""
+        ...
+
     def maintain(self, *, keep: Sequence[int]) -> MaintainReport:
-        """Merge layers so that the chain stays short; points in `keep`, pinned ones and the newest stay points.
+        """Merge layers so that the chain stays short; points in `keep`, pinned, kept or locked, and the newest stay.
 
         Safe to kill at any instant. Runs beside `put`; never touches a layer a pinned point stands on in place.
         """
@@ -216,7 +260,7 @@ class ReplicaStore(Protocol):
         ...
 
     def remove(self, vm_id: str) -> None:
-        """Delete a replica with all points; repeatable. Raises PointPinned while a test or a failover uses it."""
+        """Delete a replica with all points; repeatable. Raises PointPinned while in use, PointLocked."""
         ...
 
     def replicas(self) -> list[str]: ...

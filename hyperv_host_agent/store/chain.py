@@ -1,14 +1,18 @@
 """The replica store on disk: a directory per VM, in it a chain of immutable qcow2 layers per disk."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from hyperv_host_agent.store import files, rules
 from hyperv_host_agent.store.base import NoSpace, PointPinned, ReplicaMissing, StoreDamaged
+from hyperv_host_agent.store.keeps import Keeps
+from hyperv_host_agent.store.lock_clock import LockClock
 from hyperv_host_agent.store.manifests import POINTS
 from hyperv_host_agent.store.pins import PINS, Pins
 from hyperv_host_agent.store.replica import TERM, ChainReplica, write_term
+from twinsite.clock import Boot, boot
 
 _GONE: Final = ".removed-"
 
@@ -19,10 +23,18 @@ class ChainStore:
     `reserve` bytes of the file system stay free. Open a VM once at a time.
     """
 
-    def __init__(self, root: Path, *, reserve: int = files.RESERVE, space: files.Space = files.disk_space) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        reserve: int = files.RESERVE,
+        space: files.Space = files.disk_space,
+        read: Callable[[], Boot] = boot,
+    ) -> None:
         self.root, self.reserve = root, reserve
         self._space = space
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._clock = LockClock(root, read=read)
         for path in root.glob(f"{_GONE}*"):
             shutil.rmtree(path)
 
@@ -32,7 +44,7 @@ class ChainStore:
             if (directory / POINTS).is_dir() and any((directory / POINTS).iterdir()):
                 raise StoreDamaged(vm_id, f"{TERM} is missing")
             raise ReplicaMissing(vm_id)
-        return ChainReplica(directory, vm_id, reserve=self.reserve, space=self._space)
+        return ChainReplica(directory, vm_id, reserve=self.reserve, space=self._space, clock=self._clock)
 
     def create(self, vm_id: str, *, term: int) -> ChainReplica:
         directory = self._directory(vm_id)
@@ -55,6 +67,7 @@ class ChainStore:
             for cycle, owner in Pins(directory, vm_id).cycles().items():
                 raise PointPinned(cycle, owner)
         with files.writing(vm_id, self.root, self._space):
+            Keeps(directory, self._clock).check_none_locked()
             gone = self.root / f"{_GONE}{vm_id}"
             if gone.exists():
                 shutil.rmtree(gone)

@@ -1,10 +1,18 @@
 """The store's twin in memory, for the simulator and for tests: the same contract, and a power loss on demand."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hyperv_host_agent.replication.cycle import Batch, Committed, CycleHeader, DiskGeometry, TargetState, Unfinished
+from hyperv_host_agent.replication.cycle import (
+    Batch,
+    Committed,
+    CycleHeader,
+    DiskGeometry,
+    TargetState,
+    Unfinished,
+    Wanted,
+)
 from hyperv_host_agent.store import rules
 from hyperv_host_agent.store.base import (
     AttachedDisk,
@@ -13,13 +21,18 @@ from hyperv_host_agent.store.base import (
     MaintainReport,
     NoSpace,
     PointInfo,
+    PointLocked,
     PointMissing,
     PointPinned,
     ReplicaMissing,
 )
 from hyperv_host_agent.store.formats import zstd_frame
+from hyperv_host_agent.store.keeps import Mark, marked, told
+from hyperv_host_agent.store.lock_clock import Passing
+from hyperv_host_agent.store.wanted import TOLD
+from twinsite.clock import Boot, boot
 from twinsite.digest import CHAIN_START, fingerprint, is_zero
-from twinsite.extents import CLUSTER, clusters
+from twinsite.extents import CLUSTER, clusters, runs
 
 _ZEROS = bytes(CLUSTER)
 
@@ -52,6 +65,8 @@ class _Kept:
     term: int
     points: dict[int, _Point] = field(default_factory=dict)
     pins: dict[str, set[int]] = field(default_factory=dict)
+    marks: dict[int, Mark] = field(default_factory=dict)
+    wanted: set[tuple[str, int]] = field(default_factory=set)  # disk, cluster
     receiving: _Receiving | None = None
 
     def stored_bytes(self) -> int:
@@ -67,8 +82,10 @@ def _touched(batch: Batch) -> set[int]:
 class MemoryStore:
     """A ReplicaStore in memory. `crash` is a power loss of the host: every open Replica is dead, open them anew."""
 
-    def __init__(self, *, capacity: int = 1 << 40) -> None:
+    def __init__(self, *, capacity: int = 1 << 40, read: Callable[[], Boot] = boot) -> None:
         self.capacity = capacity  # bytes; tests lower it to fill the store and raise it to free space
+        self._read = read
+        self._passing = Passing(0.0, read())
         self._kept: dict[str, _Kept] = {}
         self._boot = 0
 
@@ -90,6 +107,10 @@ class MemoryStore:
         kept = self._kept.get(vm_id)
         for owner, cycles in (kept.pins if kept else {}).items():
             raise PointPinned(min(cycles), owner)
+        now, wall = self.lock_clock()
+        for mark in kept.marks.values() if kept else ():
+            if now < mark.locked_until:
+                raise PointLocked(mark.cycle, wall + mark.locked_until - now)
         self._kept.pop(vm_id, None)
 
     def replicas(self) -> list[str]:
@@ -118,6 +139,11 @@ class MemoryStore:
         if free < count:
             raise NoSpace(free, count)
 
+    def lock_clock(self) -> tuple[float, float]:
+        """Seconds of the lock clock, and of the wall clock."""
+        self._passing.see(self._read())
+        return self._passing.elapsed, self._passing.last.wall
+
     @property
     def boot(self) -> int:
         return self._boot
@@ -145,7 +171,7 @@ class MemoryReplica:
             header, durable = kept.receiving.header, kept.receiving.durable
             digest = kept.receiving.batches[durable - 1][1] if durable else CHAIN_START
             unfinished = Unfinished(header.number, header.id, durable, digest)
-        return TargetState(kept.term, committed, unfinished)
+        return TargetState(kept.term, committed, unfinished, self.wanted())
 
     def set_term(self, term: int) -> None:
         if term < self._kept.term:
@@ -202,6 +228,9 @@ class MemoryReplica:
             stored_bytes=sum(len(batch.payload) for batch, _ in receiving.batches),
         )
         kept.points[header.number] = _Point(info, disks)
+        ends = {disk.id: clusters(disk.size) for disk in header.disks}
+        brought = {(disk.id, x) for disk, seen in zip(header.disks, receiving.seen, strict=True) for x in seen}
+        kept.wanted = {(disk, x) for disk, x in kept.wanted if x < ends.get(disk, 0)} - brought
         kept.receiving = None
         return info
 
@@ -209,11 +238,24 @@ class MemoryReplica:
         self._kept.receiving = None
 
     def points(self) -> list[PointInfo]:
-        pins = self._pins()
-        return [
-            replace(point.info, pinned_by=tuple(sorted(pins.get(cycle, ()))))
-            for cycle, point in sorted(self._kept.points.items())
-        ]
+        return [self._info(cycle) for cycle in sorted(self._kept.points)]
+
+    def mark(self, cycle: int, *, keep: bool | None, name: str | None, lock_seconds: int | None) -> PointInfo:
+        if cycle not in self._kept.points:
+            raise PointMissing(cycle)
+        mark = self._kept.marks.get(cycle) or Mark(cycle, b"")
+        now, wall = self._store.lock_clock()
+        self._kept.marks[cycle] = marked(mark, now, wall, keep=keep, name=name, lock_seconds=lock_seconds)
+        return self._info(cycle)
+
+    def wanted(self) -> tuple[Wanted, ...]:
+        by_disk: dict[str, list[int]] = {}
+        for disk, cluster in sorted(self._kept.wanted):
+            by_disk.setdefault(disk, []).append(cluster)
+        return tuple(Wanted(disk, run) for disk, found in by_disk.items() for run in runs(found))[:TOLD]
+
+    def want(self, runs: Iterable[Wanted]) -> None:
+        self._kept.wanted |= {(one.disk, cluster) for one in runs for cluster in range(one.run.start, one.run.end)}
 
     def attach(self, cycle: int, owner: str) -> tuple[AttachedDisk, ...]:
         rules.check_owner(owner)
@@ -230,9 +272,12 @@ class MemoryReplica:
 
     def maintain(self, *, keep: Sequence[int]) -> MaintainReport:
         stay = {*keep, *self._pins(), max(self._kept.points, default=0)}
+        now, _ = self._store.lock_clock()
+        stay |= {mark.cycle for mark in self._kept.marks.values() if mark.kept or now < mark.locked_until}
         removed = sorted(cycle for cycle in self._kept.points if cycle not in stay)
         for cycle in removed:
             del self._kept.points[cycle]
+            self._kept.marks.pop(cycle, None)
         return MaintainReport(removed=removed)
 
     def fingerprints(self, disk: str, start: int, count: int) -> Iterator[tuple[int, bytes]]:
@@ -271,6 +316,11 @@ class MemoryReplica:
         if not points:
             raise PointMissing(0)
         return points[max(points)]
+
+    def _info(self, cycle: int) -> PointInfo:
+        info = replace(self._kept.points[cycle].info, pinned_by=tuple(sorted(self._pins().get(cycle, ()))))
+        mark = self._kept.marks.get(cycle)
+        return told(info, mark, *self._store.lock_clock()) if mark else info
 
     def _pins(self) -> dict[int, list[str]]:
         pins: dict[int, list[str]] = {}

@@ -16,7 +16,7 @@ from hyperv_host_agent.store.formats.qcow2_writer import LayerWriter
 from hyperv_host_agent.store.journal import Entry, Journal
 from hyperv_host_agent.store.manifests import LayerRef, layer_name
 from twinsite.digest import FINGERPRINT_BYTES
-from twinsite.extents import CLUSTER
+from twinsite.extents import CLUSTER, Run, runs
 
 JOURNAL: Final = "receiving.journal"
 PARTIAL: Final = ".partial"
@@ -81,6 +81,15 @@ class Receiving:
     def clusters(self) -> int:
         """Data and zero clusters so far."""
         return sum(part.writer.data_clusters + part.writer.zero_clusters for part in self._parts.values())
+
+    def brought(self) -> dict[str, list[Run]]:
+        """The clusters of each disk so far, in the order they came; before `committed`."""
+        found: dict[str, list[Run]] = {disk.id: [] for disk in self.header.disks}
+        for entry in self._journal.entries():
+            of_disk = found[self.header.disks[entry.disk].id]
+            of_disk += runs(entry.clusters)
+            of_disk += entry.zero_runs
+        return found
 
     @property
     def stored_bytes(self) -> int:

@@ -1,12 +1,12 @@
 """One VM's replica on disk: the `Replica` port over manifests, layers, pins and the cycle being received."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
-from hyperv_host_agent.replication.cycle import Batch, Committed, CycleHeader, TargetState
+from hyperv_host_agent.replication.cycle import Batch, Committed, CycleHeader, TargetState, Wanted
 from hyperv_host_agent.store import checking, files, manifests, merge_plan, merging, rules
 from hyperv_host_agent.store.base import (
     AttachedDisk,
@@ -20,9 +20,13 @@ from hyperv_host_agent.store.base import (
 )
 from hyperv_host_agent.store.content import DiskContent
 from hyperv_host_agent.store.formats.qcow2 import LayerDamaged
+from hyperv_host_agent.store.keeps import Keeps
+from hyperv_host_agent.store.lock_clock import LockClock
 from hyperv_host_agent.store.manifests import DiskRef, LayerRef, Manifest, layer_cycle
 from hyperv_host_agent.store.pins import PINS, Pins
 from hyperv_host_agent.store.receiving import Receiving
+from hyperv_host_agent.store.wanted import WantedRuns
+from twinsite.extents import clusters
 
 TERM: Final = "replica.json"
 
@@ -33,7 +37,7 @@ class ChainReplica:
     One thread receives; `maintain`, `attach`, `detach`, `points` and the readers may run beside it in others.
     """
 
-    def __init__(self, directory: Path, vm_id: str, *, reserve: int, space: files.Space) -> None:
+    def __init__(self, directory: Path, vm_id: str, *, reserve: int, space: files.Space, clock: LockClock) -> None:
         """Open it, finish an interrupted merge, remove garbage. Raises StoreDamaged, NoSpace, WriteFailed."""
         self._directory, self._vm_id = directory, vm_id
         self._reserve, self._space = reserve, space
@@ -53,6 +57,9 @@ class ChainReplica:
             self._unpublished = checking.read_intent(directory, vm_id)
             self._publish()
             self._pins = Pins(directory, vm_id)
+            self._keeps = Keeps(directory, clock)
+            self._keeps.keep_only(manifest.info(()) for manifest in self._manifests.values())
+            self._wanted = WantedRuns(directory)
             checking.check_chains(directory, vm_id, self._manifests)
             self._receiving = self._recover()
             self._collect(everything=True)
@@ -61,7 +68,8 @@ class ChainReplica:
         with self._lock:
             newest = self._newest()
             committed = Committed(newest.cycle, newest.id) if newest else None
-        return TargetState(self._term, committed, self._receiving.unfinished if self._receiving else None)
+            wanted = self._wanted.told()
+        return TargetState(self._term, committed, self._receiving.unfinished if self._receiving else None, wanted)
 
     def set_term(self, term: int) -> None:
         if term < self._term:
@@ -117,6 +125,9 @@ class ChainReplica:
                 receiving.take_back()
                 raise
             self._receiving = None
+            with self._lock:
+                sizes = {disk.id: clusters(disk.size) for disk in header.disks}
+                self._wanted.carried(receiving.brought() if self._wanted.told() else {}, sizes)
             receiving.committed()
         return manifest.info(())
 
@@ -127,7 +138,23 @@ class ChainReplica:
 
     def points(self) -> list[PointInfo]:
         with self._lock:
-            return [manifest.info(self._pins.owners(cycle)) for cycle, manifest in self._manifests.items()]
+            return [self._info(manifest) for manifest in self._manifests.values()]
+
+    def mark(self, cycle: int, *, keep: bool | None, name: str | None, lock_seconds: int | None) -> PointInfo:
+        with self._lock, files.writing(self._vm_id, self._directory, self._space):
+            manifest = self._manifests.get(cycle)
+            if manifest is None:
+                raise PointMissing(cycle)
+            self._keeps.mark(manifest.info(()), keep=keep, name=name, lock_seconds=lock_seconds)
+            return self._info(manifest)
+
+    def wanted(self) -> tuple[Wanted, ...]:
+        with self._lock:
+            return self._wanted.told()
+
+    def want(self, runs: Iterable[Wanted]) -> None:
+        with self._lock, files.writing(self._vm_id, self._directory, self._space):
+            self._wanted.add(runs)
 
     def attach(self, cycle: int, owner: str) -> tuple[AttachedDisk, ...]:
         rules.check_owner(owner)
@@ -205,6 +232,9 @@ class ChainReplica:
         newest = self._newest()
         return Receiving.recover(self._directory, committed=newest.cycle if newest else 0)
 
+    def _info(self, manifest: Manifest) -> PointInfo:
+        return self._keeps.told(manifest.info(self._pins.owners(manifest.cycle)))
+
     def _newest(self) -> Manifest | None:
         return self._manifests[max(self._manifests)] if self._manifests else None
 
@@ -277,10 +307,12 @@ class ChainReplica:
     def _retire(self, keep: Sequence[int]) -> list[int]:
         """Points that nobody needs stop being points; their layers stay while others stand on them."""
         stay = {*keep, *self._pins.cycles(), max(self._manifests, default=0)}
+        stay.update(cycle for cycle, manifest in self._manifests.items() if self._keeps.stays(manifest.info(())))
         removed = [cycle for cycle in self._manifests if cycle not in stay]
         for cycle in removed:
             files.remove_file(manifests.point_path(self._directory, cycle))
             del self._manifests[cycle]
+        self._keeps.forget(removed)
         if removed:
             files.sync_directory(self._directory / manifests.POINTS)
         return removed

@@ -12,7 +12,7 @@ from twinsite.extents import clusters
 
 MAX_DISK_BYTES: Final = 64 << 40  # what VHDX and the formats' tables are held to
 _ID = re.compile(r"[A-Za-z0-9-]{1,64}")
-_TAKEN: Final = frozenset({"points", "pins"})  # directories that stand beside those of disks
+_TAKEN: Final = frozenset({"points", "pins", "keeps"})  # directories that stand beside those of disks
 _OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
 
 

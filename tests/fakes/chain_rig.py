@@ -6,6 +6,7 @@ from hyperv_host_agent.store.base import Replica
 from hyperv_host_agent.store.chain import ChainStore
 from hyperv_host_agent.store.formats.qcow2 import ChainReader, Layer, frame_extent
 from tests.contracts.replica_store import GiB, Rig
+from tests.fakes.boot_clock import BootClock
 
 
 class ChainRig(Rig):
@@ -14,11 +15,12 @@ class ChainRig(Rig):
     def __init__(self, root: Path) -> None:
         self.root = root
         self.free = GiB
+        self.clock = BootClock()
         self.store: ChainStore
         self.power_loss()
 
     def power_loss(self) -> None:
-        self.store = ChainStore(self.root, reserve=1, space=lambda _path: (self.free, 2 * GiB))
+        self.store = ChainStore(self.root, reserve=1, space=lambda _path: (self.free, 2 * GiB), read=self.clock.read)
 
     def set_free(self, count: int) -> None:
         self.free = count

@@ -3,13 +3,15 @@ import pytest
 from hyperv_host_agent.store.base import Replica
 from hyperv_host_agent.store.memory import MemoryReplica, MemoryStore
 from tests.contracts.replica_store import VM, ReplicaStoreContract, Rig, new_machine
+from tests.fakes.boot_clock import BootClock
 from tests.fakes.replicated_machine import stage
 from twinsite.extents import CLUSTER, clusters
 
 
 class MemoryRig(Rig):
     def __init__(self) -> None:
-        self.store: MemoryStore = MemoryStore()
+        self.clock = BootClock()
+        self.store: MemoryStore = MemoryStore(read=self.clock.read)
 
     def power_loss(self) -> None:
         self.store.crash()

@@ -1,0 +1,176 @@
+"""What people said of points: names, points to be kept, locks. One sealed document per point, `keeps/000042.json`.
+
+A lock ends by the lock clock, and until then nobody takes the point away, not even who locked it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from hyperv_host_agent.store import copies, files
+from hyperv_host_agent.store.base import BadLock, BadName, PointInfo, PointLocked
+from hyperv_host_agent.store.lock_clock import LockClock
+
+KEEPS: Final = "keeps"
+LONGEST_LOCK: Final = 100 * 365 * 86400  # seconds
+_LONGEST_NAME: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What is said of one point."""
+
+    cycle: int
+    id: bytes  # of the cycle: a number may come again after damage to the newest point
+    kept: bool = False
+    name: str = ""
+    locked_at: float = 0.0  # seconds of the lock clock
+    locked_until: float = 0.0
+
+    def encode(self) -> dict[str, object]:
+        """As a document."""
+        return {
+            "cycle": self.cycle,
+            "id": self.id.hex(),
+            "kept": self.kept,
+            "name": self.name,
+            "locked": [self.locked_at, self.locked_until],
+        }
+
+
+class Keeps:
+    """Not thread-safe. OSErrors of writing pass through."""
+
+    def __init__(self, directory: Path, clock: LockClock) -> None:
+        """Read them; what of two copies is damaged is written anew. Raises OSError."""
+        self._directory, self._clock = directory / KEEPS, clock
+        self._marks: dict[int, Mark] = {}
+        self._lost: dict[int, str] = {}  # cycle → what is wrong with both copies
+        files.make_directory(self._directory)
+        for name in copies.names(self._directory, ".json"):
+            self._read(self._directory / name)
+        clock.at_least(max((mark.locked_at for mark in self._marks.values()), default=0.0))
+
+    def mark(self, point: PointInfo, *, keep: bool | None, name: str | None, lock_seconds: int | None) -> None:
+        """Say something of a point, durably; None leaves that as it is. Raises PointLocked, BadName, BadLock."""
+        mark = self.of(point) or Mark(point.cycle, point.id)
+        if lock_seconds:
+            self._clock.save()
+        self._put(marked(mark, self._clock.now(), self._clock.wall(), keep=keep, name=name, lock_seconds=lock_seconds))
+
+    def of(self, point: PointInfo) -> Mark | None:
+        """What is said of a point. One whose document is lost is kept, until somebody says otherwise."""
+        mark = self._marks.get(point.cycle)
+        if mark is not None and mark.id == point.id:
+            return mark
+        return Mark(point.cycle, point.id, kept=True) if point.cycle in self._lost else None
+
+    def told(self, point: PointInfo) -> PointInfo:
+        """The point with what is said of it."""
+        mark = self.of(point)
+        return told(point, mark, self._clock.now(), self._clock.wall()) if mark else point
+
+    def check_none_locked(self) -> None:
+        """Raises PointLocked while a lock on any point holds."""
+        for mark in self._marks.values():
+            left = self._left(mark)
+            if left:
+                raise PointLocked(mark.cycle, self._clock.wall() + left)
+
+    def stays(self, point: PointInfo) -> bool:
+        """Whether retention has to leave the point."""
+        mark = self.of(point)
+        return mark is not None and (mark.kept or self._left(mark) > 0)
+
+    def forget(self, cycles: Iterable[int]) -> None:
+        """These points are gone. Raises OSError."""
+        for cycle in [*cycles]:
+            if self._marks.pop(cycle, None) is not None or self._lost.pop(cycle, None) is not None:
+                copies.remove(self._path(cycle))
+
+    def keep_only(self, points: Iterable[PointInfo]) -> None:
+        """Forget what is said of any others. Raises OSError."""
+        ids = {point.cycle: point.id for point in points}
+        self.forget([cycle for cycle, mark in self._marks.items() if ids.get(cycle) != mark.id])
+        self.forget([cycle for cycle in self._lost if cycle not in ids])
+
+    def documents(self) -> list[Path]:
+        """Where they are; a second copy is beside each."""
+        return [self._path(cycle) for cycle in sorted({*self._marks, *self._lost})]
+
+    def lost(self) -> dict[Path, str]:
+        """Documents of which neither copy can be read, and why."""
+        return {self._path(cycle): problem for cycle, problem in self._lost.items()}
+
+    def restore(self, path: Path) -> bool:
+        """Write both copies of a document anew from what is known. False: it is lost. Raises OSError."""
+        for mark in self._marks.values():
+            if self._path(mark.cycle) == path:
+                copies.write(path, mark.encode())
+                return True
+        return False
+
+    def _left(self, mark: Mark) -> float:
+        """Seconds that a lock still holds; 0: there is none."""
+        return max(0.0, mark.locked_until - self._clock.now()) if mark.locked_until else 0.0
+
+    def _put(self, mark: Mark) -> None:
+        if mark.kept or mark.name or self._left(mark):
+            copies.write(self._path(mark.cycle), mark.encode())
+            self._marks[mark.cycle] = mark
+            self._lost.pop(mark.cycle, None)
+        else:
+            self.forget([mark.cycle])
+            files.sync_directory(self._directory)
+
+    def _path(self, cycle: int) -> Path:
+        return self._directory / f"{cycle:06}.json"
+
+    def _read(self, path: Path) -> None:
+        documents, problems = copies.read(path)
+        if documents:
+            marks = [_decode(document) for document in documents]
+            # A crash between the copies leaves them apart, and what was said last is in the first. But no lock that
+            # was ever said is shortened.
+            mark = replace(marks[0], locked_until=max(mark.locked_until for mark in marks))
+            self._marks[mark.cycle] = mark
+            if len(documents) != 2 or documents[0] != documents[1]:
+                copies.write(path, mark.encode())
+        elif problems and path.stem.isdecimal():
+            self._lost[int(path.stem)] = "; ".join(problems)
+
+
+def marked(
+    mark: Mark, now: float, wall: float, *, keep: bool | None, name: str | None, lock_seconds: int | None
+) -> Mark:
+    """What is said of a point after this; None leaves that as it is. Raises PointLocked, BadName, BadLock.
+
+    `now` is the lock clock's; a name has at most 100 printable characters and no space around it.
+    """
+    if name is not None and (len(name) > _LONGEST_NAME or not name.isprintable() or name.strip() != name):
+        raise BadName("recovery point", name)
+    if lock_seconds is not None and not 0 <= lock_seconds <= LONGEST_LOCK:
+        raise BadLock(lock_seconds)
+    if keep is False and now < mark.locked_until:
+        raise PointLocked(mark.cycle, wall + mark.locked_until - now)
+    if keep is not None:
+        mark = replace(mark, kept=keep)
+    if name is not None:
+        mark = replace(mark, name=name)
+    if lock_seconds and now + lock_seconds > mark.locked_until:
+        mark = replace(mark, locked_at=now, locked_until=now + lock_seconds)
+    return mark
+
+
+def told(point: PointInfo, mark: Mark, now: float, wall: float) -> PointInfo:
+    """The point with what is said of it; `now` is the lock clock's."""
+    until = wall + mark.locked_until - now if now < mark.locked_until else None
+    return replace(point, name=mark.name, kept=mark.kept, locked_until=until)
+
+
+def _decode(document: dict[str, Any]) -> Mark:
+    locked_at, locked_until = document["locked"]
+    return Mark(
+        document["cycle"], bytes.fromhex(document["id"]), document["kept"], document["name"], locked_at, locked_until
+    )
