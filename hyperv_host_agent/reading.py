@@ -193,6 +193,7 @@ class Reader:
 
     async def close(self) -> None:
         self.stop()
+        await self.run(self.source.rest)
         await self.run(self.pending.close)
         await self.run(self.index.close)
         self._thread.shutdown(wait=False)

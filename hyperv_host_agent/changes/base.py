@@ -3,11 +3,13 @@
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from hyperv_host_agent.replication.cycle import DiskGeometry
 from twinsite.errors import Failed, Unreachable
 from twinsite.extents import Run
+
+UNTRACKED: Final = "its changes were not tracked before"  # the doubt of a first point
 
 
 class SourceUnavailable(Unreachable):
@@ -46,6 +48,7 @@ class SourcePoint(Protocol):
     consistency: str  # what was really achieved
     disks: tuple[DiskGeometry, ...]
     tracking: Tracking
+    doubt: str  # why not all that changed since the anchor is known, a phrase for people; empty: it is
     machine: bytes  # serialized types.v1.Machine
 
     def dirty(self, disk: str) -> Iterator[Run]:
@@ -98,10 +101,19 @@ class ChangeSource(Protocol):
         """Clusters of the run that are zero now, known without reading, ascending; for the fuzzy copy only."""
         ...
 
-    def disks(self) -> tuple[DiskGeometry, ...]: ...
+    def disks(self) -> tuple[DiskGeometry, ...]:
+        """As they are now: a VM's disks grow, shrink, come and go while it is protected.
+
+        The next point has what changed so; of the other disks nothing is forgotten, and nothing is dirty for it.
+        """
+        ...
 
     def dirty_bytes(self) -> int:
         """Known dirty and not acked; for statistics."""
+        ...
+
+    def rest(self) -> None:
+        """Let go of what `read_now` and `holes_now` keep open between calls; they may be called again."""
         ...
 
     def stop(self) -> None:

@@ -43,13 +43,19 @@ class Bitmap:
     def set(self, bit: int) -> None:
         self._memory[bit >> 3] |= 1 << (bit & 7)
 
-    def clear(self) -> None:
-        self._memory[:] = bytes(len(self._memory))
+    def set_run(self, run: Run) -> None:
+        first, last = run.start >> 3, (run.end - 1) >> 3
+        bits = ((1 << run.count) - 1) << (run.start & 7)
+        bits |= int.from_bytes(self._memory[first : last + 1], "little")
+        self._memory[first : last + 1] = bits.to_bytes(last + 1 - first, "little")
 
     def merge(self, other: "Bitmap") -> None:
-        """Set every bit that is set in `other`, which has the same length."""
-        both = self.number() | other.number()
-        self._memory[:] = both.to_bytes(len(self._memory), "little")
+        """Set every bit that is set in `other`, as far as this one reaches."""
+        known = self.number() | other.number() & ((1 << self._bits) - 1)
+        self._memory[:] = known.to_bytes(len(self._memory), "little")
+
+    def clear(self) -> None:
+        self._memory[:] = bytes(len(self._memory))
 
     def number(self) -> int:
         """All bits as one number, bit 0 the lowest."""
@@ -63,6 +69,19 @@ class Bitmap:
         if not bytes(self._memory[run.start >> 3 : (run.end + 7) >> 3]).strip(b"\0"):
             return False
         return any(bit in self for bit in range(run.start, run.end))
+
+    def clear_runs(self, run: Run) -> Iterator[Run]:
+        """Maximal runs of bits inside `run` that are not set, ascending."""
+        first = run.start & ~7
+        piece = Bitmap(memoryview(bytes(self._memory[first >> 3 : (run.end + 7) >> 3])), run.end - first)
+        at = run.start
+        for taken in piece.runs():
+            start, end = taken.start + first, taken.end + first
+            if start > at:
+                yield Run(at, start - at)
+            at = max(at, end)
+        if at < run.end:
+            yield Run(at, run.end - at)
 
     def snapshot(self) -> "Bitmap":
         return Bitmap(memoryview(bytes(self._memory)), self._bits)

@@ -1,7 +1,7 @@
 """What is known about changes to a VM's disks, in files mapped into memory beside them.
 
     state          one page of words: which boot of the host, closed cleanly or not, the pending point …
-    <disk>.map     one page of words about the disk file, then three bitmaps: active, frozen, copied
+    <disk>.map     see `disk_map`
     anchor.json    the point the target confirmed
 
 `active` collects what the guest writes now, `frozen` what it wrote before the pending point, `copied` what was saved
@@ -15,83 +15,24 @@ One process at a time writes: whoever holds the owner lock (see `tracked_disks`)
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from blake3 import blake3
-
 from hyperv_host_agent.changes.base import Anchor
-from hyperv_host_agent.changes.bitmap import Bitmap, bytes_for
 from hyperv_host_agent.changes.disk import Disk
-from hyperv_host_agent.changes.durable import replace, safe_name, sync_folder
-from hyperv_host_agent.changes.mapped_file import PAGE, MappedFile, MapUnusable, create_mapped, padded
-from twinsite.extents import clusters
+from hyperv_host_agent.changes.disk_map import DiskMap, create_disk_map, map_path, publish, stage, unstage
+from hyperv_host_agent.changes.durable import replace, sync_folder
+from hyperv_host_agent.changes.mapped_file import PAGE, MappedFile, MapUnusable, Text, create_mapped
+from twinsite.clock import Clock
+from twinsite.extents import Run
 
-# A write that a kill interrupted has changed the file no later than this after it began.
-_SLOWEST_WRITE_NS: Final = 1_000_000_000
+_TEXT: Final = 1024  # bytes of each of the two reasons, in the second half of the state's page
 
 
 def this_boot() -> bytes:
     """Differs after every start of the host."""
     return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
-
-
-class DiskMap:
-    """The changes of one disk."""
-
-    _SIZE, _IDENTITY, _CHANGED, _WRITING = 1, 2, 4, 5  # words; the identity has two
-
-    def __init__(self, path: Path, disk: Disk, *, writable: bool) -> None:
-        bits = clusters(disk.size)
-        self._mapped = MappedFile(path, map_length(disk.size), writable=writable)
-        self._words = self._mapped.words
-        self._disk = disk
-        step = padded(bytes_for(bits))
-        self.active, self.frozen, self.copied = (
-            Bitmap(self._mapped.slice(PAGE + part * step, step), bits) for part in range(3)
-        )
-
-    def doubt(self, *, clean: bool) -> str:
-        """Why the disk's file may hold changes the map does not know; empty: it does not."""
-        if self._words[self._SIZE] != self._disk.size or self._identity() != self._recorded_identity():
-            return "the disk's file was replaced or resized"
-        changed, known = self._disk.changed_ns(), self._words[self._CHANGED]
-        if changed == known:
-            return ""
-        writing = self._words[self._WRITING]
-        if not clean and writing and known < changed <= writing + _SLOWEST_WRITE_NS:
-            return ""  # the change is the tracked write that a kill interrupted; its bits were set before
-        return "the disk's file was changed while it was not tracked"
-
-    def write_begins(self, now: float) -> None:
-        self._words[self._WRITING] = int(now * 1e9)
-
-    def write_ended(self) -> None:
-        self._words[self._CHANGED] = self._disk.changed_ns()
-        self._words[self._WRITING] = 0
-
-    def trust(self) -> None:
-        """From now on the disk's file as it is belongs to this map."""
-        for place, word in enumerate(self._identity()):
-            self._words[self._IDENTITY + place] = word
-        self._words[self._SIZE] = self._disk.size
-        self.write_ended()
-
-    def flush(self) -> None:
-        self._mapped.flush()
-
-    def close(self) -> None:
-        for bitmap in (self.active, self.frozen, self.copied):
-            bitmap.release()
-        self._mapped.close()
-
-    def _identity(self) -> tuple[int, int]:
-        digest = blake3(self._disk.identity()).digest(length=16)
-        return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
-
-    def _recorded_identity(self) -> tuple[int, int]:
-        return self._words[self._IDENTITY], self._words[self._IDENTITY + 1]
 
 
 class ChangeMap:
@@ -100,15 +41,19 @@ class ChangeMap:
     _BOOT, _CLEAN, _ACTIVE_LOST, _FROZEN_LOST, _POINT_OPEN, _POINT_FAILED, _GENERATION = 1, 3, 4, 5, 6, 7, 8
     _PENDING, _PENDING_CYCLE, _PENDING_ID = 9, 10, 11  # words; boot and id have two
 
-    def __init__(self, folder: Path, disks: Mapping[str, Disk], *, writable: bool, boot: bytes) -> None:
+    def __init__(
+        self, folder: Path, disks: Mapping[str, Disk], *, writable: bool, boot: bytes, clock: Clock | None = None
+    ) -> None:
         """Raises MapUnusable."""
         self._folder, self._boot = folder, boot
         self.disks: dict[str, DiskMap] = {}
         self._state = MappedFile(folder / "state", PAGE, writable=writable)
         self._words = self._state.words
+        self._active_doubt = Text(self._state.slice(PAGE - 2 * _TEXT, _TEXT))
+        self._frozen_doubt = Text(self._state.slice(PAGE - _TEXT, _TEXT))
         try:
             for identifier, disk in disks.items():
-                self.disks[identifier] = DiskMap(map_path(folder, identifier), disk, writable=writable)
+                self.disks[identifier] = DiskMap(map_path(folder, identifier), disk, writable=writable, clock=clock)
         except MapUnusable:
             self.close()
             raise
@@ -129,7 +74,7 @@ class ChangeMap:
         """Begin to write: what is doubtful becomes LOST, durably, before the first write. Says why it is doubtful."""
         doubt = self.doubt()
         if doubt:
-            self._words[self._ACTIVE_LOST] = 1
+            self.lose(doubt)
             self._words[self._POINT_FAILED] = 1
         self._words[self._CLEAN] = 0
         self._words.set_16_bytes(self._BOOT, self._boot)
@@ -160,6 +105,11 @@ class ChangeMap:
         return bool(self._words[self._FROZEN_LOST])
 
     @property
+    def frozen_doubt(self) -> str:
+        """Why the point's changes are lost; empty: they are not."""
+        return (self._frozen_doubt.get() or "its changes were lost") if self.frozen_lost else ""
+
+    @property
     def point_open(self) -> bool:
         return bool(self._words[self._POINT_OPEN])
 
@@ -172,20 +122,25 @@ class ChangeMap:
         """Rises with every point that is opened."""
         return self._words[self._GENERATION]
 
-    def inherit(self, anchor: Anchor) -> None:
-        """The anchor of the unusable map before this one; what changed since then is not known."""
-        self.lose()
+    def keep(self, anchor: Anchor) -> None:
+        """Of the unusable map before this one."""
         self._set_anchor(anchor)
 
-    def lose(self) -> None:
-        """What changed since the anchor is not known."""
+    def lose(self, doubt: str) -> None:
+        """What changed since the anchor is not known, for this reason."""
+        if not (self.active_lost and self._active_doubt.get()):
+            self._active_doubt.set(doubt)
         self._words[self._ACTIVE_LOST] = 1
+
+    def in_place(self) -> bool:
+        """Whether the folder still holds just these files: nobody removed or replaced them while they were in use."""
+        return self._state.in_place() and all(disk.in_place() for disk in self.disks.values())
 
     def fail_point(self) -> None:
         self._words[self._POINT_FAILED] = 1
 
     def anchor(self) -> Anchor | None:
-        return _read_anchor(self._folder / "anchor.json")
+        return read_anchor(self._folder)
 
     def pending(self) -> Anchor | None:
         """The point that was opened and is neither acked nor discarded."""
@@ -202,6 +157,8 @@ class ChangeMap:
         self._words.set_16_bytes(self._PENDING_ID, point.id)
         self._words[self._PENDING] = 1
         # Every bit is set in its new place before it goes from the old one; a kill in between leaves it in both.
+        if self.active_lost and not self.frozen_lost:
+            self._frozen_doubt.set(self._active_doubt.get())
         self._words[self._FROZEN_LOST] |= self._words[self._ACTIVE_LOST]
         self._words[self._ACTIVE_LOST] = 0
         for disk in self.disks.values():
@@ -224,7 +181,8 @@ class ChangeMap:
         self._finish_ack()
 
     def discard(self) -> None:
-        self._words[self._ACTIVE_LOST] |= self._words[self._FROZEN_LOST]
+        if self.frozen_lost:
+            self.lose(self.frozen_doubt)
         for disk in self.disks.values():
             disk.active.merge(disk.frozen)
             disk.frozen.clear()
@@ -234,6 +192,8 @@ class ChangeMap:
     def close(self) -> None:
         for disk in self.disks.values():
             disk.close()
+        self._active_doubt.release()
+        self._frozen_doubt.release()
         self._state.close()
 
     def _set_anchor(self, anchor: Anchor) -> None:
@@ -246,37 +206,63 @@ class ChangeMap:
         self._words[self._PENDING] = 0
 
 
-def create(folder: Path, disks: Mapping[str, Disk], *, boot: bytes) -> None:
-    """A map that knows of no change yet, in place of whatever is there; the anchor of an unusable map is kept, LOST."""
-    anchor = _read_anchor(folder / "anchor.json")
+def create(folder: Path, disks: Mapping[str, Disk], *, boot: bytes, doubt: str = "") -> None:
+    """A map that knows of no change yet, in place of whatever is there; the anchor of an unusable map is kept.
+
+    `doubt`: why there is an unusable map, so that what changed since its anchor is LOST.
+    """
+    anchor = read_anchor(folder)
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
     create_mapped(new / "state", PAGE)
     for identifier, disk in disks.items():
-        create_mapped(map_path(new, identifier), map_length(disk.size))
+        create_disk_map(map_path(new, identifier), disk.size)
     opened = ChangeMap(new, disks, writable=True, boot=boot)
     opened.trust()
-    if anchor is not None:
-        opened.inherit(anchor)
+    if doubt:
+        opened.lose(doubt)
+        if anchor is not None:
+            opened.keep(anchor)
     opened.detach_cleanly()
     opened.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    else:
+        folder.unlink(missing_ok=True)
     new.rename(folder)
     sync_folder(folder.parent)
 
 
-def map_path(folder: Path, disk: str) -> Path:
-    return folder / f"{safe_name(disk)}.map"
+def stage_sizes(folder: Path, sizes: Mapping[str, int], touched: Mapping[str, Iterable[Run]]) -> None:
+    """Prepare the map in `folder` for disks of these sizes; see `disk_map.stage`. Until `publish_sizes` it stays.
+
+    Raises OSError, MapUnusable.
+    """
+    for disk, size in sizes.items():
+        stage(map_path(folder, disk), size, touched.get(disk, ()))
+    sync_folder(folder)
 
 
-def map_length(size: int) -> int:
-    return PAGE + 3 * padded(bytes_for(clusters(size)))
+def publish_sizes(folder: Path, disks: Iterable[str]) -> None:
+    """What was staged for these disks is their map now, and there are no others. Repeatable; nobody else writes."""
+    kept = {map_path(folder, disk) for disk in disks}
+    for path in kept:
+        publish(path)
+    for path in set(folder.glob("*.map")) - kept:
+        path.unlink()
+    sync_folder(folder)
 
 
-def _read_anchor(path: Path) -> Anchor | None:
+def unstage_sizes(folder: Path) -> None:
+    """Nothing is staged any more. Repeatable."""
+    unstage(folder)
+
+
+def read_anchor(folder: Path) -> Anchor | None:
+    """What the last ack named, whatever became of the rest of the map."""
     try:
-        words = json.loads(path.read_bytes())
+        words = json.loads((folder / "anchor.json").read_bytes())
         return Anchor(words["cycle"], bytes.fromhex(words["id"]))
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None  # an anchor nobody can read is none: everything is compared

@@ -15,7 +15,7 @@ _MAGIC: Final = int.from_bytes(b"TWSMAP01", "little")  # in word 0
 
 
 class MapUnusable(Exception):
-    """The file is missing, cut, or of another kind or size."""
+    """The file is missing, unreadable, cut, or of another kind or size; says which, as a phrase for people."""
 
 
 class Words:
@@ -44,22 +44,48 @@ class Words:
         self._words.release()
 
 
+class Text:
+    """A short text in mapped memory; a kill while it is set leaves a text that may be cut or mixed, never an error."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+
+    def get(self) -> str:
+        return bytes(self._memory).split(b"\0", 1)[0].decode(errors="replace")
+
+    def set(self, text: str) -> None:
+        self._memory[:] = text.encode()[: len(self._memory)].ljust(len(self._memory), b"\0")
+
+    def release(self) -> None:
+        self._memory.release()
+
+
 class MappedFile:
     def __init__(self, path: Path, length: int, *, writable: bool) -> None:
         """Raises MapUnusable."""
         try:
             with descriptor(path, os.O_RDWR if writable else os.O_RDONLY) as file:
-                if os.fstat(file).st_size != length:
-                    raise MapUnusable(f"{path} has a wrong length")
+                found = os.fstat(file)
+                if found.st_size != length:
+                    raise MapUnusable("a file of the change map has a wrong length")
                 access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
                 self._map = mmap.mmap(file, length, access=access)
-        except FileNotFoundError as error:
-            raise MapUnusable(str(error)) from error
+        except OSError as error:  # missing, not a file, not ours to open, unreadable: all the same to who asks
+            raise MapUnusable(f"the change map cannot be opened ({error.strerror})") from error
+        self._path, self._file = path, (found.st_dev, found.st_ino)
         self._memory = memoryview(self._map)
         self.words = Words(self._memory[:PAGE])
         if self.words[0] != _MAGIC:
             self.close()
-            raise MapUnusable(f"{path} has other content")
+            raise MapUnusable("a file of the change map has other content")
+
+    def in_place(self) -> bool:
+        """Whether the path still leads to what is mapped."""
+        try:
+            found = self._path.stat()
+        except OSError:
+            return False
+        return (found.st_dev, found.st_ino) == self._file
 
     def slice(self, start: int, length: int) -> memoryview:
         return self._memory[start : start + length]

@@ -2,8 +2,9 @@
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from hyperv_host_agent.changes.base import Anchor, SourceFailed, SourceUnavailable, Tracking
+from hyperv_host_agent.changes.base import UNTRACKED, Anchor, SourceFailed, SourceUnavailable, Tracking
 from hyperv_host_agent.replication.cycle import DiskGeometry
 from twinsite.clock import Clock, SystemClock
 from twinsite.digest import is_zero
@@ -19,6 +20,7 @@ class MemoryPoint:
         self.consistency = "crash"
         self.disks = source.disks()
         self.tracking = Tracking.OK
+        self.doubt = ""
         self.machine = source.machine
 
     def dirty(self, disk: str) -> Iterator[Run]:
@@ -72,7 +74,7 @@ class MemoryChangeSource:
         self._pending: Anchor | None = None
         self._active: dict[str, set[int]] = {disk.id: set() for disk in self._geometry}
         self._frozen: dict[str, set[int]] = {disk.id: set() for disk in self._geometry}
-        self._active_lost = self._frozen_lost = False
+        self._active_lost = self._frozen_lost = ""  # why what changed is not known
 
     # What a guest and a test do.
 
@@ -89,10 +91,33 @@ class MemoryChangeSource:
         with self._lock:
             return bytes(self._content[disk])
 
-    def lose_tracking(self) -> None:
+    def lose_tracking(self, why: str = "the host stopped while the VM ran") -> None:
         """As after a crash of the host: what changed since the anchor is unknown."""
         with self._lock:
-            self._active_lost = True
+            self._active_lost = why
+
+    def resize(self, disk: str, size: int) -> None:
+        """What is cut off is gone; what comes in reads zeros."""
+        with self._lock:
+            content, before = self._content[disk], len(self._content[disk])
+            del content[size:]
+            content.extend(bytes(size - len(content)))
+            for bits in (self._active[disk], self._frozen[disk]):
+                bits.intersection_update(range(clusters(size)))
+            self._active[disk].update(range(min(size, before) // CLUSTER, clusters(size)))
+            self._geometry = tuple(replace(known, size=size) if known.id == disk else known for known in self._geometry)
+
+    def add_disk(self, disk: DiskGeometry, content: bytes = b"") -> None:
+        with self._lock:
+            self._geometry = (*self._geometry, disk)
+            self._content[disk.id] = bytearray(content.ljust(disk.size, b"\0"))
+            self._active[disk.id], self._frozen[disk.id] = set(range(clusters(disk.size))), set()
+
+    def remove_disk(self, disk: str) -> None:
+        with self._lock:
+            self._geometry = tuple(known for known in self._geometry if known.id != disk)
+            for held in (self._content, self._active, self._frozen):
+                held.pop(disk)
 
     def restart(self) -> None:
         """The agent dies and comes back: an open point is gone, what it froze is neither acked nor discarded."""
@@ -122,9 +147,9 @@ class MemoryChangeSource:
             for disk, bits in self._active.items():
                 self._frozen[disk] |= bits
                 bits.clear()
-            self._frozen_lost |= self._active_lost
-            self._active_lost = False
-            everything = self._frozen_lost or self._anchor is None
+            self._frozen_lost = self._frozen_lost or self._active_lost
+            self._active_lost = ""
+            everything = bool(self._frozen_lost) or self._anchor is None
             dirty = {
                 disk.id: set(range(clusters(disk.size))) if everything else set(self._frozen[disk.id])
                 for disk in self._geometry
@@ -136,6 +161,7 @@ class MemoryChangeSource:
                 point.consistency = consistency
             if self._frozen_lost:
                 point.tracking = Tracking.LOST
+            point.doubt = self._frozen_lost or ("" if self._anchor else UNTRACKED)
             self._point = point
             return point
 
@@ -147,41 +173,51 @@ class MemoryChangeSource:
             self._anchor, self._pending = named, None
             for bits in self._frozen.values():
                 bits.clear()
-            self._frozen_lost = False
+            self._frozen_lost = ""
 
     def discard(self) -> None:
         with self._lock:
             for disk, bits in self._frozen.items():
                 self._active[disk] |= bits
                 bits.clear()
-            self._active_lost |= self._frozen_lost
-            self._frozen_lost = False
+            self._active_lost = self._active_lost or self._frozen_lost
+            self._frozen_lost = ""
             self._pending = None
 
     def read_now(self, disk: str, run: Run) -> bytes:
         with self._lock:
+            self._check_there(disk, run)
             if disk in self.broken_disks:
                 raise SourceFailed(self.vm_id, disk, "input/output error")
             return bytes(self._content[disk][run.start * CLUSTER : run.end * CLUSTER])
 
     def holes_now(self, disk: str, run: Run) -> Iterator[Run]:
         with self._lock:
+            self._check_there(disk, run)
             content = bytes(self._content[disk][run.start * CLUSTER : run.end * CLUSTER])
         places = range(run.count)
         zeros = (place for place in places if is_zero(content[place * CLUSTER : (place + 1) * CLUSTER]))
         yield from runs(run.start + place for place in zeros)
 
     def disks(self) -> tuple[DiskGeometry, ...]:
-        return self._geometry
+        with self._lock:
+            return self._geometry
 
     def dirty_bytes(self) -> int:
         with self._lock:
             return sum(len(self._active[disk] | self._frozen[disk]) for disk in self._active) * CLUSTER
 
+    def rest(self) -> None:
+        """Nothing is kept open."""
+
     def stop(self) -> None:
         with self._lock:
             self._point = None
             self._forget()
+
+    def _check_there(self, disk: str, run: Run) -> None:
+        if disk not in self._content or run.end > clusters(len(self._content[disk])):
+            raise SourceUnavailable(self.vm_id, "its disks were changed meanwhile")
 
     # What its points ask.
 

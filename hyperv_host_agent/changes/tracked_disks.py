@@ -8,19 +8,26 @@ import contextlib
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
 
 from hyperv_host_agent.changes.base import Anchor
-from hyperv_host_agent.changes.change_map import ChangeMap, create, this_boot
+from hyperv_host_agent.changes.change_map import (
+    ChangeMap,
+    create,
+    publish_sizes,
+    stage_sizes,
+    this_boot,
+    unstage_sizes,
+)
 from hyperv_host_agent.changes.disk import Disk
 from hyperv_host_agent.changes.durable import locked, safe_name
 from hyperv_host_agent.changes.mapped_file import MapUnusable
 from twinsite.clock import Clock, SystemClock
-from twinsite.extents import CLUSTER
+from twinsite.extents import CLUSTER, Run
 from twinsite.units import GiB
 
 OWNER_LOCK: Final = "owner.lock"
@@ -118,7 +125,7 @@ class TrackedDisks:
                 disk_map.active.set(cluster)
                 if self._map.point_open and not self._map.point_failed and cluster not in disk_map.copied:
                     self._save(disk, cluster)
-            disk_map.write_begins(self._clock.now())
+            disk_map.write_begins()
             try:
                 target.write(offset, data)
             finally:
@@ -137,10 +144,11 @@ class TrackedDisks:
     def begin_tracking(self) -> None:
         with self._operation():
             if self._map is not None:
+                self._check_in_place(self._map)
                 return
             create(self._folder, self._disks, boot=self._boot)
             with self._writing:
-                found = ChangeMap(self._folder, self._disks, writable=True, boot=self._boot)
+                found = self._open_map()
                 found.trust()  # writes until here are before the first point, and that one reads everything
                 found.attach()
                 self._map = found
@@ -183,6 +191,45 @@ class TrackedDisks:
                 found.close()
             shutil.rmtree(self._folder, ignore_errors=True)
 
+    # What whoever changes the VM asks for.
+
+    def reshape(
+        self,
+        sizes: Mapping[str, int],
+        touched: Mapping[str, Iterable[Run]],
+        *,
+        decide: Callable[[], None],
+        swap: Callable[[], Mapping[str, Disk]],
+    ) -> None:
+        """From now on the VM has disks of these `sizes` in bytes; what is known of changes goes on.
+
+        Nobody writes meanwhile. What may fail comes before `decide`, which makes the change certain; `swap` makes it
+        and opens the disks as they are then, of which `touched` differs from what was there. An open point ends.
+        Raises OSError: before `decide` has returned nothing is changed; from then on the caller must end, and whoever
+        has the disks next finishes the change with `reshape_map`.
+        """
+        with self._operation(), self._writing:
+            found = self._map
+            if found is not None:
+                found.fail_point()
+                found.close_point()
+                self._drop_scratch()
+                try:
+                    stage_sizes(self._folder, sizes, touched)
+                except MapUnusable as error:
+                    raise OSError(str(error)) from error
+            decide()
+            if found is not None:
+                publish_sizes(self._folder, sizes)
+                self._map = None
+                found.close()
+            before, self._disks = self._disks, dict(swap())
+            for disk in before.values():
+                disk.close()
+            if found is not None:
+                self._map = self._open_map()
+                self._map.trust()
+
     def close(self) -> None:
         """Make everything durable, so that the map is believed after a restart of the host too. Closes the disks."""
         with self._operating, self._writing:
@@ -212,20 +259,39 @@ class TrackedDisks:
     def _tracked(self) -> ChangeMap:
         if self._map is None:
             raise NotTracked
-        return self._map
+        return self._check_in_place(self._map)
 
     def _attach(self) -> None:
         try:
-            self._map = ChangeMap(self._folder, self._disks, writable=True, boot=self._boot)
+            found = self._open_map()
         except MapUnusable as unusable:
-            create(self._folder, self._disks, boot=self._boot)
-            self._map = ChangeMap(self._folder, self._disks, writable=True, boot=self._boot)
-            self._map.attach()
-            self._map.lose()
             self.doubt = str(unusable)
+            self._map = self._recreated(self.doubt)
             return
-        self.doubt = self._map.attach()
+        self._map = found
+        self.doubt = found.attach()
         self._close_abandoned_point()
+
+    def _open_map(self) -> ChangeMap:
+        return ChangeMap(self._folder, self._disks, writable=True, boot=self._boot, clock=self._clock)
+
+    def _recreated(self, doubt: str) -> ChangeMap:
+        create(self._folder, self._disks, boot=self._boot, doubt=doubt)
+        found = self._open_map()
+        found.attach()
+        return found
+
+    def _check_in_place(self, found: ChangeMap) -> ChangeMap:
+        """The map, a new one if somebody removed or replaced its files: what is mapped then nobody else can see."""
+        if found.in_place():
+            return found
+        with self._writing:
+            found.close()
+            self._map = None  # if the next step fails, nothing is tracked, and what is there now is doubtful
+            self._drop_scratch()
+            self.doubt = "what was known of its changes was removed or replaced while the VM ran"
+            self._map = self._recreated(self.doubt)
+            return self._map
 
     def _freeze(self, found: ChangeMap, point: Anchor, consistency: str) -> Opened:
         with self._writing:
@@ -240,7 +306,9 @@ class TrackedDisks:
         set, and the bit is set before the disk changes. So a reader that finds the bit clear had read the disk before
         it changed, and one that finds it set finds the copy. The system calls on both sides keep the order.
         """
-        found = self._tracked()
+        found = self._map
+        if found is None:
+            return
         if self._clock.monotonic() - self._reader_seen > _READER_CHECK_SECONDS:
             self._close_abandoned_point()
             if not found.point_open:
@@ -266,10 +334,10 @@ class TrackedDisks:
 
     def _close_abandoned_point(self) -> None:
         """A reader that died has not closed its point; its lock is free then."""
-        found = self._tracked()
-        if not found.point_open:
+        found = self._map
+        if found is None or not found.point_open:
             return
-        with reader_lock(self._folder) as free:
+        with reader_lock(self._folder.parent) as free:
             if free:
                 found.close_point()
                 self._drop_scratch()
@@ -291,6 +359,20 @@ class TrackedDisks:
         return folder / "scratch" / safe_name(disk)
 
 
+def reshape_map(folder: Path, disks: Iterable[str]) -> None:
+    """Finish what `TrackedDisks.reshape` had decided when its process ended; of the VM's folder. Repeatable.
+
+    The caller holds the owner lock and changes the disks after this.
+    """
+    if (folder / TRACKING).is_dir():
+        publish_sizes(folder / TRACKING, disks)
+
+
+def forget_reshape(folder: Path) -> None:
+    """What `TrackedDisks.reshape` had prepared when its process ended before the decision. Repeatable."""
+    unstage_sizes(folder / TRACKING)
+
+
 def reader_lock(folder: Path, *, seconds: float = 0.0) -> contextlib.AbstractContextManager[bool]:
-    """Held by the reader of an open point for as long as it reads; of the folder `tracking`."""
+    """Held by the reader of an open point for as long as it reads; of the VM's folder."""
     return locked(folder / "reader.lock", seconds=seconds)

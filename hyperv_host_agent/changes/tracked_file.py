@@ -2,13 +2,13 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
-from hyperv_host_agent.changes.base import Anchor, SourceFailed, SourceUnavailable, Tracking
+from hyperv_host_agent.changes.base import UNTRACKED, Anchor, SourceFailed, SourceUnavailable, Tracking
 from hyperv_host_agent.changes.bitmap import Bitmap
-from hyperv_host_agent.changes.change_map import ChangeMap, this_boot
+from hyperv_host_agent.changes.change_map import ChangeMap, read_anchor, this_boot
 from hyperv_host_agent.changes.disk import Disk
 from hyperv_host_agent.changes.durable import locked
 from hyperv_host_agent.changes.mapped_file import MapUnusable
@@ -23,7 +23,7 @@ from hyperv_host_agent.changes.tracked_disks import (
     reader_lock,
 )
 from hyperv_host_agent.replication.cycle import DiskGeometry
-from twinsite.clock import SystemClock
+from twinsite.clock import Clock, SystemClock
 from twinsite.extents import CLUSTER, Run, clusters
 
 Answer = TypeVar("Answer")
@@ -37,19 +37,25 @@ class FilePoint:
     def __init__(
         self,
         source: "TrackedFileSource",
+        point: Anchor,
         opened: Opened,
         folder: Path,
-        machine: bytes,
+        machine: Callable[[], bytes],
         resources: contextlib.ExitStack,
     ) -> None:
         """Takes over what is in `resources`. Raises SourceUnavailable, MapUnusable."""
-        self.instant, self.consistency, self.machine = opened.instant, opened.consistency, machine
+        self.instant, self.consistency = opened.instant, opened.consistency
         self.disks = source.disks()
         self._source = source
-        self._files = source.open_readers(resources)
+        self._files = source.open_readers(self.disks, resources)
         self._map = resources.enter_context(contextlib.closing(source.open_map(self._files)))
-        self.tracking = Tracking.LOST if self._map.frozen_lost else Tracking.OK
+        self.machine = machine()
+        # What was looked at is of the instant: a change of the disks would have failed the point before it began.
+        if self._map.pending() != point or self._map.point_failed or not self._map.point_open:
+            raise SourceUnavailable(source.vm_id, "its disks were changed meanwhile")
         everything = self._map.frozen_lost or self._map.anchor() is None
+        self.tracking = Tracking.LOST if self._map.frozen_lost else Tracking.OK
+        self.doubt = self._map.frozen_doubt or (UNTRACKED if everything else "")
         self._frozen: dict[str, Bitmap | None] = {
             disk.id: None if everything else self._map.disks[disk.id].frozen.snapshot() for disk in self.disks
         }
@@ -71,12 +77,7 @@ class FilePoint:
         copied = self._map.disks[disk].copied
         for hole in self._files[disk].holes(Run(0, clusters(self._files[disk].size))):
             # A cluster with a copy was written since the instant, so the hole says nothing about the instant.
-            if copied.any_in(hole):
-                for cluster in range(hole.start, hole.end):
-                    if cluster not in copied:
-                        yield Run(cluster, 1)
-            else:
-                yield hole
+            yield from copied.clear_runs(hole)
 
     def read(self, disk: str, run: Run) -> bytes:
         self._check_open(disk)
@@ -89,11 +90,9 @@ class FilePoint:
             if copied.any_in(run):
                 data = self._mended(disk, run, data, copied)
         except OSError as error:
+            self._check_whole()  # a disk that was cut, and the point with it, ends early
             raise SourceFailed(self._source.vm_id, disk, str(error)) from error
-        if self._map.point_failed or self._map.generation != self._generation:
-            raise SourceUnavailable(
-                self._source.vm_id, "what the guest overwrote since the instant could not be saved (scratch space)"
-            )
+        self._check_whole()
         return data
 
     def close(self) -> None:
@@ -113,6 +112,13 @@ class FilePoint:
                     whole[at : at + CLUSTER] = scratch.read(min(CLUSTER, len(data) - at))
         return bytes(whole)
 
+    def _check_whole(self) -> None:
+        if self._map.point_failed or not self._map.point_open or self._map.generation != self._generation:
+            raise SourceUnavailable(
+                self._source.vm_id,
+                "what was overwritten since the instant could not be saved (scratch space), or its disks were changed",
+            )
+
     def _check_open(self, disk: str) -> None:
         if self._closed:
             raise SourceFailed(self._source.vm_id, disk, "the point is closed")
@@ -125,29 +131,36 @@ class TrackedFileSource:
         self,
         vm_id: str,
         folder: Path,
-        geometry: Sequence[DiskGeometry],
+        geometry: Callable[[], Sequence[DiskGeometry]],
         open_disk: Callable[[str, bool], Disk],
         *,
         machine: Callable[[], bytes],
         owner: Callable[[], Owner],
         settled: Callable[[], bool],
+        recover: Callable[[], None] = lambda: None,
         boot: bytes | None = None,
+        clock: Clock | None = None,
     ) -> None:
         """`open_disk(id, writable)`; `owner` reaches the process that holds the owner lock, or raises OwnerGone.
 
-        `settled` says of a stopped VM whether its guest had ended in an orderly way.
+        `settled` says of a stopped VM whether its guest had ended in an orderly way; `recover` finishes a change of the
+        VM's disks that its process did not live to finish, and is called with the owner lock held.
         """
         self.vm_id = vm_id
-        self._folder, self._geometry = folder, tuple(geometry)
+        self._clock = clock or SystemClock()
+        self._recover = recover
+        self._kept = contextlib.ExitStack()  # what is open for the fuzzy copy
+        self._kept_readers: dict[str, Disk] = {}
+        self._folder, self._geometry = folder, geometry
         self._open_disk, self._machine, self._owner, self._settled = open_disk, machine, owner, settled
         self._boot = boot or this_boot()
 
     def status(self) -> tuple[Anchor | None, Tracking]:
         with contextlib.ExitStack() as stack:
             try:
-                found = stack.enter_context(contextlib.closing(self.open_map(self.open_readers(stack))))
+                found = stack.enter_context(contextlib.closing(self.open_map(self.open_readers(self.disks(), stack))))
             except MapUnusable:
-                return None, Tracking.LOST
+                return read_anchor(self._folder / TRACKING), Tracking.LOST
             whole = not found.active_lost and not found.frozen_lost
             if whole and stack.enter_context(locked(self._folder / OWNER_LOCK)):
                 whole = not found.doubt()  # nobody writes, so nobody has looked yet
@@ -157,17 +170,18 @@ class TrackedFileSource:
         self._ask(lambda owner: owner.begin_tracking())
 
     def open_point(self, cycle: int, id: bytes, *, consistency: str) -> FilePoint:  # noqa: A002  # as the port
+        self.rest()
+        point = Anchor(cycle, id)
         with contextlib.ExitStack() as stack:
             try:
-                free = stack.enter_context(reader_lock(self._folder / TRACKING, seconds=_READER_SECONDS))
-            except FileNotFoundError:
-                raise SourceUnavailable(self.vm_id, "its changes are not tracked") from None
+                free = stack.enter_context(reader_lock(self._folder, seconds=_READER_SECONDS))
+            except OSError as error:
+                raise SourceUnavailable(self.vm_id, str(error)) from error
             if not free:
                 raise SourceUnavailable(self.vm_id, "a point of it is open already")
-            machine = self._machine()
-            opened = self._ask(lambda owner: owner.open_point(Anchor(cycle, id), consistency))
+            opened = self._ask(lambda owner: owner.open_point(point, consistency))
             try:
-                return FilePoint(self, opened, self._folder, machine, stack)
+                return FilePoint(self, point, opened, self._folder, self._machine, stack)
             except MapUnusable as error:
                 raise SourceUnavailable(self.vm_id, str(error)) from error
 
@@ -178,49 +192,57 @@ class TrackedFileSource:
         self._ask(lambda owner: owner.discard())
 
     def read_now(self, disk: str, run: Run) -> bytes:
-        try:
-            with contextlib.closing(self._open_disk(disk, False)) as file:
-                start, end = run.start * CLUSTER, min(run.end * CLUSTER, file.size)
-                return file.read(start, end - start)
-        except OSError as error:
-            raise SourceFailed(self.vm_id, disk, str(error)) from error
+        start = run.start * CLUSTER
+        with self._reading_now(disk) as file:
+            return file.read(start, min(run.end * CLUSTER, file.size) - start)
 
     def holes_now(self, disk: str, run: Run) -> Iterator[Run]:
+        with self._reading_now(disk) as file:
+            yield from file.holes(run)
+
+    @contextlib.contextmanager
+    def _reading_now(self, disk: str) -> Iterator[Disk]:
+        # Kept open until `rest`: a file that took its place meanwhile makes the next point doubtful, so that what was
+        # read of this one is compared again.
         try:
-            with contextlib.closing(self._open_disk(disk, False)) as file:
-                yield from file.holes(run)
+            if disk not in self._kept_readers:
+                self._kept_readers[disk] = self._kept.enter_context(contextlib.closing(self._open_disk(disk, False)))
+            yield self._kept_readers[disk]
         except OSError as error:
+            self.rest()
             raise SourceFailed(self.vm_id, disk, str(error)) from error
 
+    def rest(self) -> None:
+        self._kept_readers.clear()
+        self._kept.close()
+
     def disks(self) -> tuple[DiskGeometry, ...]:
-        return self._geometry
+        return tuple(self._geometry())
 
     def dirty_bytes(self) -> int:
         with contextlib.ExitStack() as stack:
             try:
-                found = stack.enter_context(contextlib.closing(self.open_map(self.open_readers(stack))))
+                found = stack.enter_context(contextlib.closing(self.open_map(self.open_readers(self.disks(), stack))))
             except MapUnusable:
                 return 0
             known = (disk.active.number() | disk.frozen.number() for disk in found.disks.values())
             return sum(bits.bit_count() for bits in known) * CLUSTER
 
     def stop(self) -> None:
+        self.rest()
         self._ask(lambda owner: owner.end_tracking())
 
     # What its points ask.
 
-    def open_readers(self, stack: contextlib.ExitStack) -> dict[str, Disk]:
+    def open_readers(self, disks: Iterable[DiskGeometry], stack: contextlib.ExitStack) -> dict[str, Disk]:
         try:
-            return {
-                disk.id: stack.enter_context(contextlib.closing(self._open_disk(disk.id, False)))
-                for disk in self._geometry
-            }
+            return {disk.id: stack.enter_context(contextlib.closing(self._open_disk(disk.id, False))) for disk in disks}
         except OSError as error:
             raise SourceUnavailable(self.vm_id, str(error)) from error
 
     def open_map(self, disks: Mapping[str, Disk]) -> ChangeMap:
         """To look at. Raises MapUnusable."""
-        return ChangeMap(self._folder / TRACKING, disks, writable=False, boot=self._boot)
+        return ChangeMap(self._folder / TRACKING, disks, writable=False, boot=self._boot, clock=self._clock)
 
     def point_closes(self) -> None:
         with contextlib.suppress(SourceUnavailable):
@@ -228,7 +250,7 @@ class TrackedFileSource:
 
     def _ask(self, operation: Callable[[Owner], Answer]) -> Answer:
         """Of the owner if there is one, else as the owner. A guest may start or stop at any moment in between."""
-        clock = SystemClock()
+        clock = self._clock
         deadline = clock.monotonic() + _OWNER_SECONDS
         pause = threading.Event()
         while True:
@@ -249,12 +271,17 @@ class TrackedFileSource:
 
     def _own(self) -> TrackedDisks:
         with contextlib.ExitStack() as stack:
+            self._recover()
             disks = {
                 disk.id: stack.enter_context(contextlib.closing(self._open_disk(disk.id, True)))
-                for disk in self._geometry
+                for disk in self.disks()
             }
             owned = TrackedDisks(
-                self._folder, disks, boot=self._boot, quiet=lambda: contextlib.nullcontext(self._settled())
+                self._folder,
+                disks,
+                boot=self._boot,
+                clock=self._clock,
+                quiet=lambda: contextlib.nullcontext(self._settled()),
             )
             stack.pop_all()  # it closes them from here on
             return owned

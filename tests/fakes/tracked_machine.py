@@ -43,7 +43,7 @@ class TrackedMachine:
         return Source(
             "vm",
             self.folder,
-            self.geometry,
+            lambda: self.geometry,
             self.open_disk,
             machine=lambda: b"",
             owner=self._owner,

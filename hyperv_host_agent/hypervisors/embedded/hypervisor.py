@@ -98,9 +98,9 @@ class EmbeddedHypervisor:
         return TrackedFileSource(
             vm_id,
             folder.path,
-            folder.spec.disks,
-            folder.open_disk,
-            machine=lambda: to_proto(self._state(folder)).SerializeToString(deterministic=True),
+            lambda: self._open(vm_id).spec.disks,
+            lambda disk, writable: self._open(vm_id).open_disk(disk, writable),
+            machine=lambda: to_proto(self.machine(vm_id)).SerializeToString(deterministic=True),
             owner=owner,
             settled=lambda: folder.guest() is None,
         )

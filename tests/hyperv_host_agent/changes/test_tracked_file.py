@@ -320,7 +320,7 @@ def test_a_kill_in_the_middle_of_a_write_keeps_tracking(machine: TrackedMachine)
     assert machine.guest._map is not None
     disk_map = machine.guest._map.disks[A.id]
     disk_map.active.set(2)
-    disk_map.write_begins(machine.guest._clock.now())
+    disk_map.write_begins()
     machine.edit_behind_its_back(A.id)
     machine.kill()
     machine.start()
