@@ -137,7 +137,7 @@ class Services:
         desired = Desired(authority.vault, authority.signer, clock)
         protection.Steps(self.jobs, desired).register()
         recovery.Steps(self.jobs, desired).register()
-        self.pairs = pairs.Pairs(database, clock, self.jobs)
+        self.pairs = pairs.Pairs(database, clock, self.jobs, desired)
         self.protections = Protections(database, clock, self.jobs, desired)
         self.recoveries = Recoveries(database, clock, self.jobs)
         self.reports = Reports(database, clock, desired)

@@ -38,6 +38,16 @@ def duration(seconds: float) -> str:
     return f"{total // 86400}d{total % 86400 // 3600}h"
 
 
+def span(seconds: int) -> str:
+    """Exactly, as `parse_duration` reads it: ``30s``, ``1h30m``, ``7d``; ``0s``."""
+    parts, left = [], seconds
+    for unit in ("d", "h", "m", "s"):
+        count, left = divmod(left, _SECONDS[unit])
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
+
+
 def rfc3339(seconds: float) -> str:
     """An instant (since 1970) in UTC, with milliseconds: ``2027-01-15T08:00:00.250Z``."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

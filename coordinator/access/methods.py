@@ -42,7 +42,8 @@ MEMBERS: Final[Table] = {
     **_rules("Pairs", ("List", "Show"), *_EVERY),
     **_rules("Pairs", ("Create", "Update", "Remove"), *_OPERATE),
     **_rules("Machines", ("List", "Show", "Stats", "Explain"), *_EVERY),
-    **_rules("Machines", ("Protect", "Unprotect", "Pause", "Resume", "SeedExport", "SeedImport"), *_OPERATE),
+    **_rules("Machines", ("Protect", "Unprotect", "Pause", "Resume", "StartInitial"), *_OPERATE),
+    **_rules("Machines", ("SeedExport", "SeedImport"), *_OPERATE),
     **_rules("Machines", ("Test", "TestCleanup", "Verify"), *_RECOVER),
     # Not for operators: the decision that a site is lost is the owner's, or of those trusted with recovery.
     **_rules("Machines", ("Failover",), *_users("owner", "recovery")),

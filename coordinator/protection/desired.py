@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from coordinator.inventory import store as inventory
 from coordinator.jobs.wakes import Wakes, wait
 from coordinator.protection import store
-from coordinator.protection.model import GRANT_SECONDS, Protected, assignments, direction
+from coordinator.protection.model import GRANT_SECONDS, Protected, assignments, direction, sending_hosts
 from twinsite import grants
 from twinsite.api.types.v1 import types_pb2
 from twinsite.clock import Clock
@@ -46,12 +46,22 @@ class Desired:
         return dataclasses.replace(item, grant=grants.sign(grant, self._signer), grant_expires=float(expires))
 
     async def publish(self, connection: AsyncConnection, host_ids: Iterable[str]) -> None:
-        """Store a new version for each of these hosts whose work changed. Call `changed` after the commit."""
+        """Store a new version for each of these hosts whose work changed, and of those that share a link with them.
+
+        Call `changed` after the commit.
+        """
         await store.alone(connection)
-        pairs = {pair.id: pair.policy for pair in await store.list_pairs(connection)}
+        policies = {pair.id: pair.policy for pair in await store.list_pairs(connection)}
+        senders = sending_hosts(await store.list_protected(connection))
+        for pair_id, sharing in senders.items():
+            if policies[pair_id].link_rates:  # one host more or less changes the part of every other
+                host_ids = {*host_ids, *sharing}
+        told = {
+            pair_id: policy.told(source_hosts=len(senders.get(pair_id, ()))) for pair_id, policy in policies.items()
+        }
         addresses = {host.id: host.replication_address for host in await inventory.list_hosts(connection)}
         for host_id in sorted(set(host_ids)):
-            mine = [(item, pairs[item.pair_id]) for item in await store.list_protected(connection, host_id=host_id)]
+            mine = [(item, told[item.pair_id]) for item in await store.list_protected(connection, host_id=host_id)]
             wanted = assignments(host_id, mine, await store.list_fences(connection, host_id), addresses)
             before = await store.get_published(connection, host_id)
             if before is not None and list(before.assignments) == wanted:

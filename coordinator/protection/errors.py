@@ -12,6 +12,60 @@ class InvalidPolicy(InvalidInput):
         self.what, self.value, self.least, self.most, self.unit = what, value, least, most, unit
 
 
+class InvalidTier(InvalidInput):
+    public = "retention {error.tier} keeps nothing that makes sense"
+    cause = "a tier keeps its points for as long as their distance at least, and for {error.days} days at most"
+    still_works = "nothing was changed"
+    next_step = "write EVERY:FOR with FOR not below EVERY, for example 1h:7d"
+
+    def __init__(self, tier: str, days: int) -> None:
+        self.tier, self.days = tier, days
+
+
+class TiersUnordered(InvalidInput):
+    public = "retention {error.after} does not follow {error.before}"
+    cause = "tiers go from dense and short to sparse and long: each with a greater distance and a longer time"
+    still_works = "nothing was changed"
+    next_step = "for example all:1h,5m:24h,1h:7d,1d:90d"
+
+    def __init__(self, before: str, after: str) -> None:
+        self.before, self.after = before, after
+
+
+class TooManyPoints(InvalidInput):
+    public = "this policy keeps {error.count} points of a VM, {error.most} are the most"
+    still_works = "nothing was changed"
+    next_step = "keep the dense ones for a shorter time, or fewer of them"
+
+    def __init__(self, count: int, most: int) -> None:
+        self.count, self.most = count, most
+
+
+class InvalidRate(InvalidInput):
+    public = "{error.what} of a rate must be {error.least} to {error.most}, it is {error.value}"
+    still_works = "nothing was changed"
+    next_step = "correct the value"
+
+    def __init__(self, what: str, value: int, least: int, most: int) -> None:
+        self.what, self.value, self.least, self.most = what, value, least, most
+
+
+class ApplicationTooRare(InvalidInput):
+    public = "an application-consistent point every {error.hours} h needs more than {error.points} hourly points"
+    cause = "the hours between two of them must be less than the number of additional recovery points"
+    still_works = "nothing was changed"
+    next_step = "keep more hourly points, or try them more often"
+
+    def __init__(self, hours: int, points: int) -> None:
+        self.hours, self.points = hours, points
+
+
+class PolicyMissing(InvalidInput):
+    public = "no policy was given"
+    still_works = "nothing was changed"
+    next_step = "say the whole policy as it is to be"
+
+
 class SameCloud(InvalidInput):
     public = "cloud {error.cloud} cannot be paired with itself"
     still_works = "nothing was changed"
@@ -117,6 +171,109 @@ class ChooseOne(InvalidInput):
     public = "the replica can be kept or deleted, not both"
     still_works = "nothing was changed"
     next_step = "leave out one of --keep-replica and --delete-replica"
+
+
+class UnknownMethod(InvalidInput):
+    public = "method {error.method} of initial replication is not known"
+    still_works = "nothing was changed"
+    next_step = "update the coordinator, or replicate over the network"
+
+    def __init__(self, method: int) -> None:
+        self.method = method
+
+
+class InvalidStart(InvalidInput):
+    public = "the initial replication cannot begin then: {error.why}"
+    still_works = "nothing was changed"
+    next_step = "name an instant in the next 7 days, for example --at +2h"
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+
+class InvalidPath(InvalidInput):
+    public = "{error.path} is not a path that can be used"
+    cause = "it must be absolute, on one line, and not lead upwards"
+    still_works = "nothing was changed"
+    next_step = "name it as the host sees it, beginning with /"
+
+    def __init__(self, path: str) -> None:
+        self.path = ascii(path if len(path) <= 100 else path[:100] + "…")
+
+
+class NoSuchDisk(InvalidInput):
+    public = "{error.disk} means {error.count} of the disks of this VM: {error.disks}"
+    still_works = "nothing was changed"
+    next_step = "name each disk once, by its name or its id: twinsite vm show"
+
+    def __init__(self, disk: str, disks: list[str], *, several: bool) -> None:
+        self.disk, self.disks, self.count = ascii(disk[:60]), ", ".join(disks), "several" if several else "none"
+
+
+class SeedAndImage(InvalidInput):
+    public = "an initial copy on media and an existing image at the target exclude each other"
+    still_works = "nothing was changed"
+    next_step = "leave out --offline or --existing"
+
+
+class NotScheduled(Precondition):
+    public = "the initial replication of VM {error.vm} is not put off: {error.state}"
+    still_works = "nothing was changed"
+    next_step = "twinsite vm show {error.vm}"
+
+    def __init__(self, vm: str, state: str) -> None:
+        self.vm, self.state = vm, state
+
+
+class NotOffline(Precondition):
+    public = "VM {error.vm} was not protected with an initial copy on media"
+    still_works = "nothing was changed; its replication goes on over the network"
+    next_step = "nothing has to be exported; for media: twinsite vm unprotect, then twinsite vm protect --offline"
+
+    def __init__(self, vm: str) -> None:
+        self.vm = vm
+
+
+class SeedTooEarly(Precondition):
+    public = "the replica of VM {error.vm} does not wait for its seed yet"
+    cause = "{error.why}"
+    still_works = "nothing was changed"
+    next_step = "twinsite seed status {error.vm}"
+
+    def __init__(self, vm: str, why: str) -> None:
+        self.vm, self.why = vm, why
+
+
+class SeedNotAwaited(Precondition):
+    public = "the replica of VM {error.vm} does not wait for a seed any more"
+    cause = "its initial copy is there; what may be missing comes over the network"
+    still_works = "nothing was changed; replication goes on"
+    next_step = "twinsite seed status {error.vm}"
+
+    def __init__(self, vm: str) -> None:
+        self.vm = vm
+
+
+class SeedRunning(Precondition):
+    public = "a seed of VM {error.vm} is just being {error.what}"
+    still_works = "it goes on"
+    next_step = "twinsite job watch {error.job_id}, or twinsite job cancel {error.job_id}"
+
+    def __init__(self, vm: str, kind: str, job_id: str) -> None:
+        self.vm, self.job_id = vm, job_id
+        self.what = "exported" if kind == "seed.export" else "imported"
+
+
+class PointsLocked(Precondition):
+    public = (
+        "the replica of VM {error.vm} cannot be deleted: {error.count} of its points are locked, until {error.until}"
+    )
+    cause = "a lock cannot be opened by anybody before its time"
+    still_works = "nothing was changed; replication goes on"
+    next_step = "twinsite vm unprotect {error.vm} --keep-replica, or wait"
+
+    def __init__(self, vm: str, count: int, until: str) -> None:
+        self.vm, self.count, self.until = vm, count, until
 
 
 class Fenced(Precondition):

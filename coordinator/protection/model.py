@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from coordinator.protection.errors import InvalidPolicy
+from coordinator.inventory.model import stamp
+from coordinator.protection.policy import Policy
 from twinsite.api.types.v1 import types_pb2
 
 GRANT_SECONDS: Final = 7 * 86400  # a coordinator may be away for half of it before replication stops
-FREQUENCY: Final = range(1, 86400 + 1)  # seconds
-ADDITIONAL_POINTS: Final = range(25)  # hourly points besides the newest
+START_AHEAD: Final = 7 * 86400  # seconds an initial replication may be put off
 
 
 class Phase(enum.StrEnum):
@@ -26,42 +26,6 @@ class Phase(enum.StrEnum):
 
 REPLICATING: Final = frozenset({Phase.INITIAL, Phase.PROTECTED})
 SWITCHED: Final = frozenset({Phase.FAILING_OVER, Phase.FAILED_OVER})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
-    frequency_seconds: int = 300
-    additional_points: int = 0
-    compression: bool = True
-    delete_replica: bool = True  # on unprotect the replica goes too
-
-    @classmethod
-    def from_proto(cls, policy: types_pb2.Policy) -> "Policy":
-        """Raises InvalidPolicy."""
-        if policy.frequency_seconds not in FREQUENCY:
-            raise InvalidPolicy("frequency", policy.frequency_seconds, FREQUENCY[0], FREQUENCY[-1], "seconds")
-        if policy.additional_points not in ADDITIONAL_POINTS:
-            raise InvalidPolicy(
-                "additional recovery points",
-                policy.additional_points,
-                ADDITIONAL_POINTS[0],
-                ADDITIONAL_POINTS[-1],
-                "hourly points",
-            )
-        return cls(
-            frequency_seconds=policy.frequency_seconds,
-            additional_points=policy.additional_points,
-            compression=policy.compression,
-            delete_replica=policy.delete_replica,
-        )
-
-    def to_proto(self) -> types_pb2.Policy:
-        return types_pb2.Policy(
-            frequency_seconds=self.frequency_seconds,
-            additional_points=self.additional_points,
-            compression=self.compression,
-            delete_replica=self.delete_replica,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +62,9 @@ class Protected:
     failover_cycle: int = 0
     failover_instant: float = 0.0
     failed_over_at: float = 0.0
+    offline: bool = False  # the initial copy comes on media
+    initial_start: float = 0.0  # seconds since 1970: the initial replication does not begin before; 0: at once
+    existing: tuple[tuple[str, str], ...] = ()  # (disk id, image at the target that it resembles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +94,15 @@ def grant_is_due(
     return bool(disks) and disks != protected.disks
 
 
+def sending_hosts(protected: Iterable[Protected]) -> dict[str, set[str]]:
+    """Source hosts that share what the link of a pair may carry, by pair id."""
+    found: dict[str, set[str]] = {}
+    for item in protected:
+        if item.phase in REPLICATING:
+            found.setdefault(item.pair_id, set()).add(item.source_host)
+    return found
+
+
 def direction(protected: Protected) -> tuple[str, str]:
     """(source, target) host ids of the grant: the owner is always the source."""
     if protected.owner_host == protected.source_host:
@@ -136,11 +112,12 @@ def direction(protected: Protected) -> tuple[str, str]:
 
 def assignments(
     host_id: str,
-    protected: Iterable[tuple[Protected, Policy]],
+    protected: Iterable[tuple[Protected, types_pb2.Policy]],
     fences: Iterable[Fence],
     addresses: Mapping[str, str],
 ) -> list[types_pb2.Assignment]:
-    """Everything one host has to do, by VM id. `addresses` are the hosts' replication addresses.
+    """Everything one host has to do, by VM id. `protected` with the policy this host is told, `addresses` are the
+    hosts' replication addresses.
 
     After a failover the new owner keeps its target role with a grant that names it as source: it receives nothing
     and the replica stays. The old one keeps its source role, fenced.
@@ -157,12 +134,13 @@ def assignments(
                 vm_name=item.vm_name,
                 role=types_pb2.ROLE_SOURCE if source else types_pb2.ROLE_TARGET,
                 paused=item.paused,
-                policy=policy.to_proto(),
+                policy=policy,
                 grant=item.grant,
                 peer_host_id=item.target_host if source else item.source_host,
                 peer_address=addresses.get(item.target_host, "") if source and not fenced else "",
                 term=item.term,
                 fenced=fenced,
+                initial=_initial(item),
             )
         )
     named = {assignment.vm_id for assignment in found}
@@ -174,3 +152,13 @@ def assignments(
         if fence.host_id == host_id and fence.vm_id not in named
     )
     return sorted(found, key=lambda assignment: assignment.vm_id)
+
+
+def _initial(item: Protected) -> types_pb2.InitialReplication | None:
+    """None: over the network and at once. So it is, too, once there was a point, should the replica be lost later."""
+    if item.phase is not Phase.INITIAL or not (item.offline or item.initial_start):
+        return None
+    method = (
+        types_pb2.InitialReplication.METHOD_OFFLINE if item.offline else types_pb2.InitialReplication.METHOD_NETWORK
+    )
+    return types_pb2.InitialReplication(method=method, start_at=stamp(item.initial_start))

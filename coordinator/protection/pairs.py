@@ -12,6 +12,7 @@ from coordinator.inventory.service import CloudView
 from coordinator.inventory.store import PRESENT
 from coordinator.jobs import Jobs, TaskPlan
 from coordinator.protection import store
+from coordinator.protection.desired import Desired
 from coordinator.protection.errors import (
     CloudHasNoHost,
     CloudIsMissing,
@@ -20,17 +21,22 @@ from coordinator.protection.errors import (
     PairNotReady,
     SameCloud,
 )
-from coordinator.protection.model import Pair, Policy
+from coordinator.protection.model import Pair, Protected
+from coordinator.protection.policy import Policy, changes, doubts, words
+from coordinator.protection.retention import would_go
+from coordinator.protection.views import recoverable
 from coordinator.store.engine import Database
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.clock import Clock
 
 
 class Pairs:
-    """`jobs` runs the checks of a new pair; register coordinator.protection.steps first."""
+    """`jobs` runs the checks of a new pair; register coordinator.protection.steps first. `desired` tells hosts of
+    a changed policy.
+    """
 
-    def __init__(self, database: Database, clock: Clock, jobs: Jobs) -> None:
-        self._database, self._clock, self._jobs = database, clock, jobs
+    def __init__(self, database: Database, clock: Clock, jobs: Jobs, desired: Desired) -> None:
+        self._database, self._clock, self._jobs, self._desired = database, clock, jobs, desired
 
     async def create(
         self, by: Mutation, source: str, target: str, policy: Policy, *, dry_run: bool
@@ -51,7 +57,7 @@ class Pairs:
             usable(source_cloud)
             usable(target_cloud)
             if dry_run:
-                return admin_pb2.JobRef()
+                return admin_pb2.JobRef(warnings=doubts(policy))
             pair_id = f"p-{secrets.token_hex(6)}"
             name = f"{source_cloud.name}:{target_cloud.name}"
             job_id = await self._jobs.submit(
@@ -81,10 +87,42 @@ class Pairs:
                     created=now,
                 ),
             )
-            facts = {"frequency_seconds": str(policy.frequency_seconds), "points": str(policy.additional_points)}
-            return await by.done(
-                connection, f"pair/{name}", admin_pb2.JobRef(job_id=job_id), now=now, facts={**facts, "job": job_id}
+            facts = {what.replace(" ", "_"): becomes for what, becomes in words(policy)} | {"job": job_id}
+            answer = admin_pb2.JobRef(job_id=job_id, warnings=doubts(policy))
+            return await by.done(connection, f"pair/{name}", answer, now=now, facts=facts)
+
+    async def update(self, by: Mutation, name: str, policy: Policy, *, dry_run: bool) -> admin_pb2.ActionResponse:
+        """Make this the policy of all VMs of the pair, at once. Raises Unknown, Ambiguous, PairNotReady."""
+        now = self._clock.now()
+        async with self._database.write() as connection:
+            await store.alone(connection)
+            before = await by.repeated(connection, admin_pb2.ActionResponse, now=now)
+            if before is not None:
+                return before
+            pair = resolve("pair", name, await store.list_pairs(connection))
+            if not pair.active:
+                raise PairNotReady(pair.name, pair.job_id)
+            differing = changes(pair.policy, policy)
+            if not differing:
+                return admin_pb2.ActionResponse(warnings=[f"nothing was changed: pair {pair.name} has this policy"])
+            using = await store.list_protected(connection, pair_id=pair.id)
+            answer = admin_pb2.ActionResponse(
+                consequences=[f"{what}: {was} → {becomes}" for what, was, becomes in differing],
+                warnings=doubts(policy),
             )
+            if using:
+                answer.consequences.append(f"it holds for {len(using)} protected VMs at once")
+                answer.consequences.extend(await _points_that_go(connection, using, policy, now))
+            if dry_run:
+                return answer
+            await store.set_policy(connection, pair.id, policy)
+            await self._desired.publish(
+                connection, {host for item in using for host in (item.source_host, item.target_host)}
+            )
+            facts = {what.replace(" ", "_"): f"{was} → {becomes}" for what, was, becomes in differing}
+            await by.done(connection, f"pair/{pair.name}", answer, now=now, facts=facts)
+        self._desired.changed()
+        return answer
 
     async def remove(self, by: Mutation, name: str, *, dry_run: bool) -> admin_pb2.RemoveResponse:
         """Raises PairInUse while VMs are protected through it, PairNotReady while its job runs."""
@@ -144,6 +182,20 @@ def usable(cloud: CloudView) -> None:
         raise CloudIsMissing(cloud.name)
     if not cloud.hosts:
         raise CloudHasNoHost(cloud.name)
+
+
+async def _points_that_go(
+    connection: AsyncConnection, using: Sequence[Protected], policy: Policy, now: float
+) -> list[str]:
+    """A sentence for each VM that has points the policy does not keep."""
+    points = await store.list_points(connection)
+    found = []
+    for item in using:
+        known = recoverable(points.get(item.vm_id, []))
+        going = would_go(known, policy, now=now)
+        if going:
+            found.append(f"up to {len(going)} of {len(known)} points of {item.vm_name} go with the next maintenance")
+    return found
 
 
 async def roles(connection: AsyncConnection) -> Mapping[str, tuple[str, str]]:

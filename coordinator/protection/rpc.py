@@ -7,8 +7,11 @@ import grpc
 from coordinator.inventory.model import stamp
 from coordinator.inventory.mutation import Mutation
 from coordinator.inventory.service import CloudView
-from coordinator.protection.model import Pair, Phase, Policy
+from coordinator.protection.errors import PolicyMissing
+from coordinator.protection.initial import Initial
+from coordinator.protection.model import Pair, Phase
 from coordinator.protection.pairs import Pairs as PairService
+from coordinator.protection.policy import Policy
 from coordinator.protection.service import Protections
 from coordinator.protection.views import ProtectionView, VmView
 from coordinator.recovery.service import Recoveries
@@ -35,6 +38,12 @@ class Pairs(admin_pb2_grpc.PairsServicer):
     async def Show(self, request: admin_pb2.ShowRequest, context: Context) -> admin_pb2.Pair:
         return _pair(*await self._pairs.one(request.name))
 
+    async def Update(self, request: admin_pb2.UpdatePairRequest, context: Context) -> admin_pb2.ActionResponse:
+        if not request.HasField("policy"):
+            raise PolicyMissing
+        by = Mutation.of(context, "pair.update", reason=request.reason)
+        return await self._pairs.update(by, request.name, Policy.from_proto(request.policy), dry_run=request.dry_run)
+
     async def Remove(self, request: admin_pb2.RemoveRequest, context: Context) -> admin_pb2.RemoveResponse:
         by = Mutation.of(context, "pair.remove", reason=request.reason)
         return await self._pairs.remove(by, request.name, dry_run=request.dry_run)
@@ -59,8 +68,13 @@ class Machines(admin_pb2_grpc.MachinesServicer):
             request.name,
             pair=request.pair,
             target_host=request.target_host,
+            initial=Initial.from_proto(request),
             dry_run=request.dry_run,
         )
+
+    async def StartInitial(self, request: admin_pb2.MachineActionRequest, context: Context) -> admin_pb2.ActionResponse:
+        by = Mutation.of(context, "vm.start-initial", reason=request.reason)
+        return await self._protections.start_initial(by, request.name, dry_run=request.dry_run)
 
     async def Unprotect(self, request: admin_pb2.MachineActionRequest, context: Context) -> admin_pb2.ActionResponse:
         return await self._protections.unprotect(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from coordinator.inventory import service as inventory
-from coordinator.inventory.model import disks_of, resolve
+from coordinator.inventory.model import disks_of, instant, resolve
 from coordinator.inventory.mutation import Mutation
 from coordinator.inventory.service import HostView
 from coordinator.jobs import Jobs, TaskPlan
@@ -28,17 +28,21 @@ from coordinator.protection.errors import (
     NotInSourceCloud,
     NotProtected,
     NotReplicating,
+    NotScheduled,
     PairNotReady,
+    PointsLocked,
     ProtectRunning,
     TestsRunning,
 )
+from coordinator.protection.initial import Initial
 from coordinator.protection.model import REPLICATING, Fence, Pair, Phase, Protected
 from coordinator.protection.views import ProtectionView, VmView, look
 from coordinator.recovery import store as recovery
 from coordinator.store.engine import Database
+from twinsite import schedules
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.clock import Clock
-from twinsite.units import duration, size
+from twinsite.units import duration, rfc3339, size, span
 
 
 class Protections:
@@ -60,7 +64,7 @@ class Protections:
     # ---- protect ------------------------------------------------------------------------------------------------
 
     async def protect(
-        self, by: Mutation, name: str, *, pair: str, target_host: str, dry_run: bool
+        self, by: Mutation, name: str, *, pair: str, target_host: str, initial: Initial, dry_run: bool
     ) -> admin_pb2.ActionResponse:
         """Protect a VM through the pair of its cloud. `pair` and `target_host` may be empty."""
         now = self._clock.now()
@@ -79,10 +83,11 @@ class Protections:
             through = await _pair_of(connection, vm, pair)
             target = await _target(connection, vm, through, target_host)
             await _unhindered(connection, self._jobs, vm, target)
+            machine = vm.machine.machine.document
             answer = _protect_consequences(vm, through, target)
+            answer.consequences.extend(initial.consequences(vm.name, target.name, now, machine.disks))
             if dry_run:
                 return answer
-            machine = vm.machine.machine.document
             answer.job_id = await self._jobs.submit(
                 connection,
                 kind="vm.protect",
@@ -109,10 +114,41 @@ class Protections:
                     grant_expires=0.0,
                     job_id=answer.job_id,
                     created=now,
+                    offline=initial.offline,
+                    initial_start=initial.begins(now),
+                    existing=initial.existing(machine.disks),
                 ),
             )
             facts = {"pair": through.name, "target_host": target.name, "job": answer.job_id}
+            facts |= {"initial": "offline"} if initial.offline else {}
+            facts |= {"start": rfc3339(initial.begins(now))} if initial.begins(now) else {}
+            facts |= {f"existing_{disk}": path for disk, path in initial.images.items()}
             return await by.done(connection, f"vm/{vm.name}", answer, now=now, facts=facts)
+
+    async def start_initial(self, by: Mutation, name: str, *, dry_run: bool) -> admin_pb2.ActionResponse:
+        """Begin an initial replication that was put off, now. Raises NotProtected, NotScheduled."""
+        now = self._clock.now()
+        async with self._database.write() as connection:
+            await store.alone(connection)
+            before = await by.repeated(connection, admin_pb2.ActionResponse, now=now)
+            if before is not None:
+                return before
+            vm, protection = _protected(await look(connection, now), name)
+            item = protection.item
+            if item.phase not in (Phase.PREPARING, Phase.INITIAL):
+                raise NotScheduled(vm.name, "it is complete")
+            if item.initial_start <= now:
+                raise NotScheduled(vm.name, "its time has come already")
+            answer = admin_pb2.ActionResponse(
+                consequences=[f"the initial replication of {vm.name} begins now, not at {rfc3339(item.initial_start)}"]
+            )
+            if dry_run:
+                return answer
+            await store.update_protected(connection, dataclasses.replace(item, initial_start=0.0))
+            await self._desired.publish(connection, [item.source_host, item.target_host])
+            await by.done(connection, f"vm/{vm.name}", answer, now=now)
+        self._desired.changed()
+        return answer
 
     # ---- unprotect ----------------------------------------------------------------------------------------------
 
@@ -141,6 +177,8 @@ class Protections:
                 raise FailoverRunning(vm.name, item.job_id)
             over = item.phase is Phase.FAILED_OVER
             keep = over or keep_replica or not (delete_replica or protection.pair.policy.delete_replica)
+            if not keep:
+                _nothing_locked(vm, protection, now)
             answer = _unprotect_consequences(vm, protection, keep=keep, asked=delete_replica)
             if dry_run:
                 return answer
@@ -273,13 +311,15 @@ def _protect_consequences(vm: VmView, pair: Pair, target: HostView) -> admin_pb2
     disks = vm.machine.machine.document.disks
     needed = sum(disk.size_bytes for disk in disks)
     policy = pair.policy
-    kept = f" and up to {policy.additional_points} hourly points" if policy.additional_points else ""
+    more = [f"up to {policy.additional_points} hourly points"] if policy.additional_points else []
+    more += [f"retention {schedules.keep_text(policy.to_proto().tiers)}"] if policy.tiers else []
+    kept = "".join(f" and {one}" for one in more)
     cloud = pair.name.partition(":")[2]
     what = f"{len(disks)} disks of {vm.name}, {size(needed)},"
     answer = admin_pb2.ActionResponse(
         consequences=[
             f"{what} are replicated from host {vm.machine.host.name} to host {target.name} (cloud {cloud})",
-            f"a point every {duration(policy.frequency_seconds)}, of which the newest{kept} are kept",
+            f"a point every {span(policy.frequency_seconds)}, of which the newest{kept} are kept",
             f"host {target.name} has {size(target.host.free_bytes)} free",
         ]
     )
@@ -317,6 +357,13 @@ def _may_be_unprotected(vm: VmView, protection: ProtectionView) -> None:
             raise ProtectRunning(vm.name, item.job_id)
         case Phase.FAILING_OVER:
             raise FailoverRunning(vm.name, item.job_id)
+
+
+def _nothing_locked(vm: VmView, protection: ProtectionView, now: float) -> None:
+    """Raises PointsLocked. The host would refuse too; here it is said before anything was stopped."""
+    locked = [instant(point.locked_until) for point in protection.points if instant(point.locked_until) > now]
+    if locked:
+        raise PointsLocked(vm.name, len(locked), rfc3339(max(locked)))
 
 
 def _unprotect_consequences(

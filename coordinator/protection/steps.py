@@ -1,7 +1,7 @@
 """Tasks of the jobs pair.create, vm.protect, vm.unprotect and vm.clean-up. Each may be run again from its start."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -14,7 +14,7 @@ from coordinator.protection import store
 from coordinator.protection.desired import Desired
 from coordinator.protection.errors import DisksChanged, MachineIsMissing, NoDisks, Overtaken
 from coordinator.protection.hosts import COMMAND_SECONDS, clean_up, clean_up_later, tell
-from coordinator.protection.model import REPLICATING, Phase, Protected
+from coordinator.protection.model import Phase, Protected
 from coordinator.protection.pairs import usable
 from coordinator.protection.views import recoverable
 from twinsite.api.types.v1 import commands_pb2, types_pb2
@@ -98,7 +98,7 @@ class Steps:
             raise DisksChanged(item.vm_name)
         order = commands_pb2.HostCommand(
             host_id=item.target_host,
-            prepare_replica=commands_pb2.PrepareReplica(machine=machine, term=item.term),
+            prepare_replica=commands_pb2.PrepareReplica(machine=machine, term=item.term, existing=dict(item.existing)),
         )
         await tell(context, order, timeout=COMMAND_SECONDS)
 
@@ -112,12 +112,18 @@ class Steps:
         self._desired.changed()
 
     async def _initial(self, context: TaskContext) -> None:
+        shown: Progress | None = None  # so that weeks of waiting for a disk in the post are not a write a second
+
         async def check() -> types_pb2.Point | None:
             item = await _mine(context, Phase.INITIAL)
             async with context.database.read() as connection:
                 points = await store.list_points(connection, item.vm_id)
                 said = await store.list_statuses(connection, item.vm_id)
-            await _show(context, item, said)
+            nonlocal shown
+            told = _progress(item, said, context.clock.now())
+            if told != shown:
+                shown = told
+                await context.progress(told.percent, told.done, told.total, told.message)
             found = recoverable(points.get(item.vm_id, []))
             return found[0] if found else None
 
@@ -130,7 +136,9 @@ class Steps:
             if item.phase is Phase.PROTECTED:
                 return
             await store.update_protected(connection, dataclasses.replace(item, phase=Phase.PROTECTED))
+            await self._desired.publish(connection, [item.source_host, item.target_host])
             await _record(connection, context, "vm.protected", f"vm/{item.vm_name}")
+        self._desired.changed()
 
     async def _settle(self, context: TaskContext) -> None:
         """What did not become a protected VM leaves nothing behind: no assignment, no replica, no tracking."""
@@ -211,16 +219,36 @@ def _delete(item: Protected) -> commands_pb2.HostCommand:
     )
 
 
-async def _show(context: TaskContext, item: Protected, said: dict[tuple[str, str], store.Reported]) -> None:
-    """The source's bytes as the task's progress; a block's reason as its message."""
-    status = next((said[key].status for key in ((item.vm_id, item.source_host),) if key in said), None)
-    if status is None or item.phase not in REPLICATING:
-        return
-    total = min(status.initial_total_bytes, 2**62)
-    done = min(status.initial_done_bytes, total)
-    blocked = status.state == types_pb2.REPLICATION_STATE_BLOCKED
-    message = f"waiting: {status.reason.message}"[:300] if blocked else f"{size(done)} of {size(total)}"
-    await context.progress(done * 100 // total if total else 0, done, total, message)
+@dataclasses.dataclass(frozen=True, slots=True)
+class Progress:
+    done: int  # bytes
+    total: int
+    message: str
+
+    @property
+    def percent(self) -> int:
+        return self.done * 100 // self.total if self.total else 0
+
+
+def _progress(item: Protected, said: Mapping[tuple[str, str], store.Reported], now: float) -> Progress:
+    """The source's bytes; else what is waited for, and what a person has to do for it."""
+    if item.initial_start > now:
+        return Progress(
+            0, 0, f"waits until {rfc3339(item.initial_start)}; now: twinsite vm start-initial {item.vm_name}"
+        )
+    source, target = (
+        said[key].status if (key := (item.vm_id, host)) in said else types_pb2.ReplicationStatus()
+        for host in (item.source_host, item.target_host)
+    )
+    if target.awaiting_seed:
+        name = item.vm_name
+        way = f"twinsite seed export {name} --to PATH, carry it, twinsite seed import {name} --from PATH"
+        return Progress(0, 0, f"waits for its seed: {way}")
+    total = min(source.initial_total_bytes, 2**62)
+    done = min(source.initial_done_bytes, total)
+    blocked = source.state == types_pb2.REPLICATION_STATE_BLOCKED
+    message = f"waiting: {source.reason.message}"[:300] if blocked else f"{size(done)} of {size(total)}"
+    return Progress(done, total, message)
 
 
 async def _record(

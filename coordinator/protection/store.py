@@ -1,5 +1,6 @@
 """The only SQL of pairs and protected VMs. Functions take the caller's connection."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -7,7 +8,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from coordinator.protection.model import Fence, Pair, Phase, Policy, Protected
+from coordinator.protection.model import Fence, Pair, Phase, Protected
+from coordinator.protection.policy import Policy, RateRule, Tier
 from coordinator.store.schema import table
 from twinsite.api.types.v1 import types_pb2
 
@@ -24,6 +26,11 @@ pairs = table(
     sa.Column("active", sa.Boolean, nullable=False),
     sa.Column("job_id", sa.Text, nullable=False),
     sa.Column("created", sa.Double, nullable=False),
+    sa.Column("tiers", sa.JSON, nullable=False, server_default="[]"),  # [[every, for], …] in seconds
+    # [[days, from minute, to minute, bytes per second], …]
+    sa.Column("vm_rates", sa.JSON, nullable=False, server_default="[]"),
+    sa.Column("link_rates", sa.JSON, nullable=False, server_default="[]"),
+    sa.Column("application_hours", sa.Integer, nullable=False, server_default="0"),
 )
 # A cloud belongs to one pair only, as source or as target; the key holds that on any database.
 pair_clouds = table(
@@ -51,6 +58,9 @@ protected = table(
     sa.Column("failover_cycle", sa.BigInteger, nullable=False),
     sa.Column("failover_instant", sa.Double, nullable=False),
     sa.Column("failed_over_at", sa.Double, nullable=False),
+    sa.Column("offline", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("initial_start", sa.Double, nullable=False, server_default="0"),
+    sa.Column("existing", sa.JSON, nullable=False, server_default="[]"),  # [[disk id, path], …]
 )
 # Survives unprotecting: hosts keep the term they saw, and a lower one would be refused for ever.
 terms = table(
@@ -103,6 +113,7 @@ class Reported:
     status: types_pb2.ReplicationStatus
 
 
+_AT_ONCE: Final = 500  # values in one statement; databases bound them
 _LOCK: Final = 7003  # pg advisory lock; 7001 and 7002 are the live executor's and the audit chain's
 
 
@@ -129,6 +140,10 @@ def _pair(row: Mapping[Any, Any]) -> Pair:
             additional_points=row["additional_points"],
             compression=row["compression"],
             delete_replica=row["delete_replica"],
+            tiers=tuple(Tier(*tier) for tier in row["tiers"]),
+            vm_rates=tuple(RateRule(*rule) for rule in row["vm_rates"]),
+            link_rates=tuple(RateRule(*rule) for rule in row["link_rates"]),
+            application_hours=row["application_hours"],
         ),
         active=row["active"],
         job_id=row["job_id"],
@@ -143,24 +158,33 @@ async def list_pairs(connection: AsyncConnection) -> list[Pair]:
 
 async def insert_pair(connection: AsyncConnection, pair: Pair) -> None:
     """The two clouds are taken from now on. Raises IntegrityError when one was taken meanwhile."""
-    policy = pair.policy
     await connection.execute(
         sa.insert(pairs).values(
             id=pair.id,
             name=pair.name,
             source_cloud=pair.source_cloud,
             target_cloud=pair.target_cloud,
-            frequency_seconds=policy.frequency_seconds,
-            additional_points=policy.additional_points,
-            compression=policy.compression,
-            delete_replica=policy.delete_replica,
             active=pair.active,
             job_id=pair.job_id,
             created=pair.created,
+            **_settings(pair.policy),
         )
     )
     for cloud in (pair.source_cloud, pair.target_cloud):
         await connection.execute(sa.insert(pair_clouds).values(cloud_id=cloud, pair_id=pair.id))
+
+
+async def set_policy(connection: AsyncConnection, pair_id: str, policy: Policy) -> None:
+    await connection.execute(sa.update(pairs).where(pairs.c.id == pair_id).values(**_settings(policy)))
+
+
+def _settings(policy: Policy) -> dict[str, Any]:
+    """Tuples go into JSON as lists."""
+    return dataclasses.asdict(policy) | {
+        "tiers": [dataclasses.astuple(tier) for tier in policy.tiers],
+        "vm_rates": [dataclasses.astuple(rule) for rule in policy.vm_rates],
+        "link_rates": [dataclasses.astuple(rule) for rule in policy.link_rates],
+    }
 
 
 async def activate_pair(connection: AsyncConnection, pair_id: str) -> bool:
@@ -185,6 +209,7 @@ def _protected(row: Mapping[Any, Any]) -> Protected:
             **row,
             "phase": Phase(row["phase"]),
             "disks": tuple((disk, size) for disk, size in row["disks"]),
+            "existing": tuple((disk, path) for disk, path in row["existing"]),
             "grant": None if grant is None else types_pb2.SignedDocument.FromString(grant),
         }
     )
@@ -210,6 +235,9 @@ def _values(item: Protected) -> dict[str, Any]:
         "failover_cycle": item.failover_cycle,
         "failover_instant": item.failover_instant,
         "failed_over_at": item.failed_over_at,
+        "offline": item.offline,
+        "initial_start": item.initial_start,
+        "existing": [list(one) for one in item.existing],
     }
 
 
@@ -326,18 +354,29 @@ async def list_statuses(connection: AsyncConnection, vm_id: str = "") -> dict[tu
 async def replace_points(
     connection: AsyncConnection, vm_id: str, host_id: str, found: Sequence[types_pb2.Point]
 ) -> None:
-    await connection.execute(sa.delete(points).where(points.c.vm_id == vm_id, points.c.host_id == host_id))
-    rows = {
-        point.cycle: {
-            "vm_id": vm_id,
-            "host_id": host_id,
-            "cycle": point.cycle,
-            "document": point.SerializeToString(deterministic=True),
-        }
-        for point in found
-    }
-    if rows:
-        await connection.execute(sa.insert(points), list(rows.values()))
+    """Writes what differs only: of a thousand points a cycle brings one."""
+    mine = (points.c.vm_id == vm_id, points.c.host_id == host_id)
+    rows = await connection.execute(sa.select(points.c.cycle, points.c.document).where(*mine))
+    held = {row.cycle: row.document for row in rows}
+    told = {point.cycle: point.SerializeToString(deterministic=True) for point in found}
+    stale = [cycle for cycle, document in held.items() if told.get(cycle) != document]
+    for begin in range(0, len(stale), _AT_ONCE):
+        some = stale[begin : begin + _AT_ONCE]
+        await connection.execute(sa.delete(points).where(*mine, points.c.cycle.in_(some)))
+    fresh = [
+        {"vm_id": vm_id, "host_id": host_id, "cycle": cycle, "document": document}
+        for cycle, document in told.items()
+        if held.get(cycle) != document
+    ]
+    if fresh:
+        await connection.execute(sa.insert(points), fresh)
+
+
+async def put_point(connection: AsyncConnection, host_id: str, point: types_pb2.Point) -> None:
+    """What a host answered of a point that is known; one that is not known stays unknown."""
+    where = (points.c.vm_id == point.vm_id, points.c.host_id == host_id, points.c.cycle == point.cycle)
+    document = point.SerializeToString(deterministic=True)
+    await connection.execute(sa.update(points).where(*where).values(document=document))
 
 
 async def list_points(connection: AsyncConnection, vm_id: str = "") -> dict[str, list[types_pb2.Point]]:

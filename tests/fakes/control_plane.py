@@ -79,7 +79,7 @@ class ControlPlane:
                     Sessions(inventory, reports, jobs, statistics, clock, vault_name), servers, Sites(database, pairing)
                 ),
                 *protection_rpc.mounts(
-                    Pairs(database, clock, jobs), protections, Recoveries(database, clock, jobs), statistics
+                    Pairs(database, clock, jobs, desired), protections, Recoveries(database, clock, jobs), statistics
                 ),
                 *status_rpc.mounts(StatusService(clock, servers, protections, jobs, vault_name)),
             ]

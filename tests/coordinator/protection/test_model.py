@@ -9,12 +9,12 @@ from coordinator.protection.model import (
     GRANT_SECONDS,
     Fence,
     Phase,
-    Policy,
     Protected,
     assignments,
     direction,
     grant_is_due,
 )
+from coordinator.protection.policy import Policy
 from twinsite.api.types.v1 import types_pb2
 
 NOW = 1_800_000_000.0
@@ -76,7 +76,7 @@ def test_the_owner_is_the_source_of_the_grant():
 
 
 def roles(host, item, fences=()):
-    made = assignments(host, [(item, Policy())], fences, ADDRESSES)
+    made = assignments(host, [(item, Policy().to_proto())], fences, ADDRESSES)
     return [(one.role, one.fenced, one.peer_host_id, one.peer_address, one.term) for one in made]
 
 
