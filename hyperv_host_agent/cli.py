@@ -42,9 +42,11 @@ def host(context: click.Context, config: Path | None) -> None:
 @click.pass_obj
 def serve(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT; joins with the join file on the first start."""
+    from hyperv_host_agent import allocator
     from twinsite import log
 
     log.configure(program=PROGRAM, level=settings.log_level, json=settings.log_json)
+    allocator.keep_buffers()
     with contextlib.suppress(asyncio.CancelledError):
         asyncio.run(_serve(settings))
 

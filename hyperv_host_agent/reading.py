@@ -1,8 +1,8 @@
 """From a source's clusters to messages ready to send: reading, comparing, compressing, batching.
 
-The source, the index and the pending fingerprints of a VM belong to one thread; the compressors are the host's. Units
-of a copy are read and packed ahead of being asked for, a bounded number, so that disk, processors and network work at
-the same time.
+The index and the pending fingerprints of a VM are changed by one thread of its own; the threads that read, hash and
+compress are the host's. Units of a copy are read and packed ahead of being asked for, a bounded number, so that disk,
+processors and network work at the same time.
 """
 
 import asyncio
@@ -125,8 +125,7 @@ class Reader:
     async def slice(self, order: ReadSlice) -> tuple[Built | None, Position]:
         """The next batch of a copy, None when nothing had to go, and where the copy goes on."""
         disks = order.header.disks
-        way = self._continued(order)
-        await self.run(self.pending.begin, order.header.id, order.sequence)
+        way = await self._continued(order)
         gathered: Packed | None = None
         position, looked = order.position, 0
         while way.flying:
@@ -148,20 +147,24 @@ class Reader:
             position = Position(len(disks), 0)
         self._copy = (order.header.id, order.stream, position, way)
         if gathered is None or not gathered.changed_clusters:
+            # What an older stream noted from here on must go, also when nothing more has to be sent.
+            await self.run(self.pending.begin, order.header.id, order.sequence)
             return None, position
-        built = await asyncio.wrap_future(
-            self._compressors.pool.submit(_build, gathered, order.sequence, order.digest, disks)
-        )
-        await self.run(self._note, order.sequence, gathered)
-        return built, position
+        return await self.run(self._build, gathered, order, order.sequence, order.digest), position
 
     async def point(self, point: SourcePoint, order: ReadPoint, spool: Spool) -> tuple[tuple[Ready, ...], Timing]:
         """All of a point's changes into the spool."""
         timing = Timing()
-        self.stop()
+        await self.stop()
         await self.run(self.pending.begin, order.header.id, 1)
         units = await self.run(list, _changes(point, order, self._unit()))
         way = _Way(iter(units))
+        try:
+            return await self._point(way, order, spool, timing), timing
+        finally:
+            await asyncio.shield(_landed(way))
+
+    async def _point(self, way: _Way, order: ReadPoint, spool: Spool, timing: Timing) -> tuple[Ready, ...]:
         made: list[Ready] = []
         gathered: Packed | None = None
         self._fill(way, order.header.disks, timing)
@@ -181,18 +184,17 @@ class Reader:
                 gathered = None
         if gathered is not None:
             await self._spool(gathered, order, spool, made)
-        return tuple(made), timing
+        return tuple(made)
 
-    def stop(self) -> None:
-        """Nothing more is read ahead."""
+    async def stop(self) -> None:
+        """Nothing more is read ahead, and nothing is being read when it returns."""
         if self._copy is not None:
             _, _, _, way = self._copy
-            for _, flying in way.flying:
-                flying.cancel()
             self._copy = None
+            await asyncio.shield(_landed(way))
 
     async def close(self) -> None:
-        self.stop()
+        await self.stop()
         await self.run(self.source.rest)
         await self.run(self.pending.close)
         await self.run(self.index.close)
@@ -203,22 +205,26 @@ class Reader:
             return
         sequence = len(made) + 1
         digest = made[-1].digest if made else CHAIN_START
-        built = await asyncio.wrap_future(
-            self._compressors.pool.submit(_build, gathered, sequence, digest, order.header.disks)
-        )
-        await self.run(spool.append, sequence, built.message)
-        await self.run(self._note, sequence, gathered)
-        made.append(built.ready)
+        made.append(await self.run(self._build_to_spool, gathered, order, sequence, digest, spool))
 
-    def _note(self, sequence: int, gathered: Packed) -> None:
+    def _build_to_spool(self, gathered: Packed, order: ReadPoint, sequence: int, digest: bytes, spool: Spool) -> Ready:
+        built = self._build(gathered, order, sequence, digest)
+        spool.append(sequence, built.message)
+        return built.ready
+
+    def _build(self, gathered: Packed, order: ReadSlice | ReadPoint, sequence: int, digest: bytes) -> Built:
+        """The message; its fingerprints are noted. One visit to the thread, since each costs a switch or two."""
+        built = _build(gathered, sequence, digest, order.header.disks)
+        self.pending.begin(order.header.id, sequence)
         self.pending.add(sequence, gathered.disk, gathered.clusters, bytes(gathered.fingerprints), gathered.zeros)
+        return built
 
-    def _continued(self, order: ReadSlice) -> _Way:
+    async def _continued(self, order: ReadSlice) -> _Way:
         if self._copy is not None:
             cycle, stream, position, way = self._copy
             if (cycle, stream, position) == (order.header.id, order.stream, order.position):
                 return way
-            self.stop()
+            await self.stop()
         way = _Way(_everything(order, self._read_now, self._unit))
         self._fill(way, order.header.disks, Timing())
         return way
@@ -229,7 +235,7 @@ class Reader:
 
     def _pack(self, unit: Unit, disk: str, timing: Timing) -> Packed:
         started = time.monotonic()
-        contents = self._thread.submit(self._read, unit, disk).result()
+        contents = self._read(unit, disk)
         read = time.monotonic()
         packed = Packed(unit.disk)
         packer = self._compressors.packer(unit.level if self.compression else 0)
@@ -254,6 +260,13 @@ class Reader:
         if list(self.source.holes_now(disk, run)) == [run]:
             return None
         return self.source.read_now(disk, run)
+
+
+async def _landed(way: _Way) -> None:
+    """What flies is given up or over: who closes the disk or the index next closes it under nobody."""
+    flying = [asyncio.wrap_future(one) for _, one in way.flying if not one.cancel()]
+    way.flying.clear()
+    await asyncio.gather(*flying, return_exceptions=True)
 
 
 def _build(gathered: Packed, sequence: int, digest: bytes, disks: tuple[DiskGeometry, ...]) -> Built:

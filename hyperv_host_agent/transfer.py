@@ -251,7 +251,7 @@ class _Life:
     async def release(self) -> None:
         if self._stream is not None:
             self._stream.cancel()
-        self._reader.stop()
+        await self._reader.stop()
         await self._close_point()
         await self._drop_spool()
 
@@ -362,7 +362,7 @@ class _Life:
         try:
             built, position = await self._reader.slice(order)
         except TwinsiteError as error:
-            self._reader.stop()
+            await self._reader.stop()
             self.put(SourceFailed(error, order.stream))
         else:
             if built is not None:

@@ -1,4 +1,7 @@
-"""The port every change source implements. Synchronous; one caller thread per VM."""
+"""The port every change source implements. Synchronous; one caller thread per VM.
+
+Except for content: `SourcePoint.read`, `read_now` and `holes_now` may be called by several threads at once.
+"""
 
 import enum
 from collections.abc import Iterator

@@ -138,6 +138,7 @@ class Receiving:
         if self.staged > self._journal.durable:
             for part in self._parts.values():
                 if part.dirty:
+                    part.writer.flush()
                     files.sync_data(part.writer.fd)
                     part.dirty = False
                 if not part.listed:

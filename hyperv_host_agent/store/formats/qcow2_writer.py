@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from hyperv_host_agent.store.bulk import BulkWriter
 from hyperv_host_agent.store.files import sync, write_all
 from hyperv_host_agent.store.formats.qcow2 import (
     CLUSTER_BITS,
@@ -41,6 +42,7 @@ class LayerWriter:
         self.position = CLUSTER  # where the next frame goes; the first cluster is the header's
         self.data_clusters = 0
         self.zero_clusters = 0
+        self._bulk = BulkWriter(fd, CLUSTER)
         self._pages: dict[int, array[int]] = {}
         self._counts = array("H", [1])  # references to each cluster of the file
 
@@ -62,8 +64,15 @@ class LayerWriter:
         return None
 
     def write(self, payload: bytes | memoryview) -> None:
-        """Write frames at `position`, which stays until they are recorded. Raises OSError."""
-        write_all(self.fd, payload, self.position)
+        """Write frames at `position`, which stays until they are recorded; they are in the file after `flush`.
+
+        Raises OSError.
+        """
+        self._bulk.write(payload, self.position)
+
+    def flush(self) -> None:
+        """What was written is in the file, ready to be synced. Raises OSError."""
+        self._bulk.flush()
 
     def record(self, indexes: Sequence[int], lengths: Sequence[int]) -> None:
         """The frames of these clusters, back to back, are at `position`."""
@@ -108,6 +117,8 @@ class LayerWriter:
 
         Without a backing file what is not mapped reads as zeros, so zero clusters take no entry.
         """
+        self._bulk.flush()
+        self._bulk.ordinary()
         # Anything past the data is a rest of an attempt before; holes in the tables must read as zeros.
         os.ftruncate(self.fd, self.position)
         end = -(-self.position // CLUSTER) * CLUSTER
