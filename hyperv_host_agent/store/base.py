@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hyperv_host_agent.replication.cycle import Batch, CycleHeader, DiskGeometry, TargetState, Wanted
-from twinsite.errors import Conflict, Exhausted, Failed, InvalidInput, NotFound
+from twinsite.errors import Aborted, Conflict, Exhausted, Failed, InvalidInput, NotFound
 
 
 class NoSpace(Exhausted):
@@ -104,6 +104,35 @@ class BadLock(InvalidInput):
         self.seconds = seconds
 
 
+class SeedNotAwaited(Conflict):
+    public = "the replica of VM {error.vm_id} waits for no seed"
+    cause = "it was imported already, or the initial copy went over the network"
+    still_works = "nothing was changed"
+    next_step = "twinsite vm show"
+
+    def __init__(self, vm_id: str) -> None:
+        self.vm_id = vm_id
+
+
+class SeedStopped(Aborted):
+    public = "the replica of VM {error.vm_id} was closed while its seed was read in"
+    still_works = "its recovery points are as they were, and it waits for the seed still"
+    next_step = "run twinsite seed import again"
+
+    def __init__(self, vm_id: str) -> None:
+        self.vm_id = vm_id
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitedSeed:
+    """The base that a replica waits for: what its placeholder said."""
+
+    id: bytes  # of the placeholder's cycle, and of the seed
+    cycle: int
+    instant: float
+    disks: tuple[DiskGeometry, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class PointInfo:
     """One committed cycle."""
@@ -123,10 +152,11 @@ class PointInfo:
     kept: bool = False  # retention leaves it until somebody lets it go
     locked_until: float | None = None  # seconds since 1970, by the wall clock as it is now; nobody deletes it before
     damaged: int = 0  # clusters, found and not repaired; a file that is damaged as a whole counts one
+    complete: bool = True  # False: it stands on a base that came on media too late for it, or not at all
 
     @property
     def recoverable(self) -> bool:
-        return self.consistency != "none"
+        return self.complete and self.consistency != "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +265,37 @@ class Replica(Protocol):
 
         Safe to kill at any instant. Runs beside `put`; never touches a layer a pinned point stands on in place.
         """
+        ...
+
+    def awaited(self) -> AwaitedSeed | None:
+        """The seed this replica waits for since the commit of a placeholder."""
+        ...
+
+    def seed_begin(self, id: bytes) -> None:  # noqa: A002  # the seed's id
+        """Start reading the seed in; what an earlier attempt left is dropped. Runs beside `put` and `maintain`.
+
+        Raises SeedNotAwaited, NoSpace, WriteFailed.
+        """
+        ...
+
+    def seed_put(self, batch: Batch) -> None:
+        """Stage clusters of the base: `disk` is an index into the awaited disks, clusters of a disk come ascending.
+
+        What lies past the disk's end at the placeholder is left out; zeros need not come. Raises NoSpace (it may be
+        called again), BadBatch (nothing of it is kept), WriteFailed (the attempt is dropped).
+        """
+        ...
+
+    def seed_commit(self, *, after_cycle: int, lacking: Sequence[Wanted]) -> None:
+        """Put the base in place, durably. Points up to `after_cycle` are older than the seed and never recoverable;
+        later ones are once all of `lacking` came with ordinary cycles: it is wanted from now on.
+
+        After a crash at any instant the replica waits for its seed still, or has it. Raises NoSpace, WriteFailed.
+        """
+        ...
+
+    def seed_abandon(self) -> None:
+        """Drop what was staged. Repeatable."""
         ...
 
     def fingerprints(self, disk: str, start: int, count: int) -> Iterator[tuple[int, bytes]]:

@@ -14,7 +14,9 @@ from hyperv_host_agent.store.merging import INTENT, Intent
 
 MAX_DEPTH: Final = 200  # libvirt refuses longer chains
 _OURS = re.compile(r"([0-9]{6,12})\.(?:qcow2|fp)")
-_TEMPORARY = re.compile(r"[0-9]{6,12}\.(?:qcow2\.partial|qcow2\.merged|fp\.merged|json\.tmp)|[a-z]+\.json\.tmp")
+_TEMPORARY = re.compile(
+    r"[0-9]{6,12}\.(?:qcow2\.partial|qcow2\.merged|fp\.merged|fp\.seed|json\.tmp)|[a-z]+\.json\.tmp"
+)
 
 
 def read_intent(directory: Path, vm_id: str) -> Intent | None:

@@ -76,6 +76,7 @@ class Manifest:
     clusters: int
     stored_bytes: int
     disks: tuple[DiskRef, ...]
+    placeholder: bool = False  # its layers hold nothing yet: their content comes on media
 
     @classmethod
     def of(cls, header: CycleHeader, disks: tuple[DiskRef, ...], *, clusters: int, stored_bytes: int) -> Self:
@@ -92,6 +93,7 @@ class Manifest:
             clusters=clusters,
             stored_bytes=stored_bytes,
             disks=disks,
+            placeholder=header.placeholder,
         )
 
     def disk(self, disk_id: str) -> DiskRef | None:
@@ -131,6 +133,7 @@ class Manifest:
                 "machine": b64encode(self.machine).decode(),
                 "clusters": self.clusters,
                 "bytes": self.stored_bytes,
+                "placeholder": self.placeholder,
                 "disks": [
                     {
                         "id": disk.geometry.id,
@@ -169,6 +172,7 @@ class Manifest:
                 clusters=document["clusters"],
                 stored_bytes=document["bytes"],
                 disks=disks,
+                placeholder=document["placeholder"],
             )
         except (KeyError, TypeError, BadName) as error:
             raise ValueError(f"is malformed: {error}") from error

@@ -13,9 +13,10 @@ from hyperv_host_agent.replication.cycle import (
     Unfinished,
     Wanted,
 )
-from hyperv_host_agent.store import rules
+from hyperv_host_agent.store import rules, seeding
 from hyperv_host_agent.store.base import (
     AttachedDisk,
+    AwaitedSeed,
     BadBatch,
     Finding,
     MaintainReport,
@@ -25,6 +26,8 @@ from hyperv_host_agent.store.base import (
     PointMissing,
     PointPinned,
     ReplicaMissing,
+    SeedNotAwaited,
+    SeedStopped,
 )
 from hyperv_host_agent.store.formats import zstd_frame
 from hyperv_host_agent.store.keeps import Mark, marked, told
@@ -41,6 +44,7 @@ _ZEROS = bytes(CLUSTER)
 class _Point:
     info: PointInfo
     disks: Mapping[str, Mapping[int, tuple[bytes, bytes]]]  # disk → cluster → frame, fingerprint; never modified
+    hidden: Mapping[str, Mapping[int, int]] = field(default_factory=dict)  # by disk: see `_hidden`
 
 
 @dataclass(slots=True)
@@ -68,6 +72,8 @@ class _Kept:
     marks: dict[int, Mark] = field(default_factory=dict)
     wanted: set[tuple[str, int]] = field(default_factory=set)  # disk, cluster
     receiving: _Receiving | None = None
+    placeholder: AwaitedSeed | None = None
+    seeded: seeding.Seeded | None = None
 
     def stored_bytes(self) -> int:
         frames = {id(cell): len(cell[0]) for p in self.points.values() for d in p.disks.values() for cell in d.values()}
@@ -155,6 +161,7 @@ class MemoryReplica:
     def __init__(self, store: MemoryStore, vm_id: str, kept: _Kept) -> None:
         self._store, self._vm_id, self._state = store, vm_id, kept
         self._boot = store.boot
+        self._base: list[dict[int, tuple[bytes, bytes]]] | None = None  # a seed being read in
 
     @property
     def _kept(self) -> _Kept:
@@ -171,7 +178,7 @@ class MemoryReplica:
             header, durable = kept.receiving.header, kept.receiving.durable
             digest = kept.receiving.batches[durable - 1][1] if durable else CHAIN_START
             unfinished = Unfinished(header.number, header.id, durable, digest)
-        return TargetState(kept.term, committed, unfinished, self.wanted())
+        return TargetState(kept.term, committed, unfinished, self.wanted(), self.awaited() is not None)
 
     def set_term(self, term: int) -> None:
         if term < self._kept.term:
@@ -227,12 +234,17 @@ class MemoryReplica:
             clusters=sum(map(len, receiving.seen)),
             stored_bytes=sum(len(batch.payload) for batch, _ in receiving.batches),
         )
-        kept.points[header.number] = _Point(info, disks)
+        kept.points[header.number] = _Point(info, disks, self._hidden(header, before))
         ends = {disk.id: clusters(disk.size) for disk in header.disks}
         brought = {(disk.id, x) for disk, seen in zip(header.disks, receiving.seen, strict=True) for x in seen}
         kept.wanted = {(disk, x) for disk, x in kept.wanted if x < ends.get(disk, 0)} - brought
         kept.receiving = None
-        return info
+        if header.placeholder:
+            kept.placeholder = AwaitedSeed(header.id, header.number, header.instant, header.disks)
+        if kept.seeded and kept.seeded.lacking:
+            touched = {disk.id: runs(sorted(seen)) for disk, seen in zip(header.disks, receiving.seen, strict=True)}
+            kept.seeded = kept.seeded.came(header.number, touched, ends)
+        return self._info(header.number)
 
     def abandon(self) -> None:
         self._kept.receiving = None
@@ -274,11 +286,54 @@ class MemoryReplica:
         stay = {*keep, *self._pins(), max(self._kept.points, default=0)}
         now, _ = self._store.lock_clock()
         stay |= {mark.cycle for mark in self._kept.marks.values() if mark.kept or now < mark.locked_until}
+        if awaited := self.awaited():
+            stay.add(awaited.cycle)
         removed = sorted(cycle for cycle in self._kept.points if cycle not in stay)
         for cycle in removed:
             del self._kept.points[cycle]
             self._kept.marks.pop(cycle, None)
         return MaintainReport(removed=removed)
+
+    def awaited(self) -> AwaitedSeed | None:
+        placeholder, seeded = self._kept.placeholder, self._kept.seeded
+        return None if placeholder is None or (seeded and seeded.id == placeholder.id) else placeholder
+
+    def seed_begin(self, id: bytes) -> None:  # noqa: A002  # as the port
+        awaited = self.awaited()
+        if awaited is None or awaited.id != id:
+            raise SeedNotAwaited(self._vm_id)
+        self._store.need(1)
+        self._base = [{} for _ in awaited.disks]
+
+    def seed_put(self, batch: Batch) -> None:
+        base, awaited = self._base, self.awaited()
+        if base is None or awaited is None:
+            raise SeedStopped(self._vm_id)
+        self._store.need(max(1, len(batch.payload)))
+        batch = seeding.check(self._vm_id, awaited, batch)
+        if batch.clusters and base[batch.disk] and batch.clusters[0] <= max(base[batch.disk]):
+            raise BadBatch(batch.sequence, f"cluster {batch.clusters[0]} after {max(base[batch.disk])}")
+        at = 0
+        for index, (cluster, length) in enumerate(zip(batch.clusters, batch.lengths, strict=True)):
+            base[batch.disk][cluster] = bytes(batch.payload[at : at + length]), batch.fingerprint(index)
+            at += length
+
+    def seed_commit(self, *, after_cycle: int, lacking: Sequence[Wanted]) -> None:
+        base, awaited, kept = self._base, self.awaited(), self._kept
+        if base is None or awaited is None:
+            raise SeedStopped(self._vm_id)
+        self._store.need(0)
+        self.want(lacking)
+        for point in kept.points.values():
+            point.disks = {
+                disk: {**content, **_shown(base, awaited, disk, point.hidden.get(disk, {}))}
+                for disk, content in point.disks.items()
+            }
+        kept.seeded = seeding.Seeded(awaited.id, awaited.cycle, after_cycle, tuple(lacking), awaited.cycle + 1)
+        self._base = None
+
+    def seed_abandon(self) -> None:
+        self._base = None
 
     def fingerprints(self, disk: str, start: int, count: int) -> Iterator[tuple[int, bytes]]:
         content = self._newest().disks.get(disk, {})
@@ -306,6 +361,23 @@ class MemoryReplica:
     def close(self) -> None:
         """Nothing is held open."""
 
+    def _hidden(self, header: CycleHeader, before: _Point | None) -> dict[str, dict[int, int]]:
+        """Of clusters that a seed may not show as it holds them, how many of their bytes it may, by disk."""
+        awaited = self.awaited()
+        if awaited is None or before is None:
+            return {}
+        hidden = {}
+        sizes = {disk.id: disk.size for disk in before.info.disks}
+        for position, disk in enumerate(header.disks):
+            base = next((other.size for other in awaited.disks if other.id == disk.id), 0)
+            found = dict(before.hidden.get(disk.id, {}))
+            end = disk.size if disk.id in sizes else 0  # a disk that comes back has nothing of what it was
+            for cluster in range(end // CLUSTER, clusters(base)):
+                found[cluster] = min(found.get(cluster, CLUSTER), max(0, end - cluster * CLUSTER))
+            found.update(dict.fromkeys(self._receiving().seen[position], 0))
+            hidden[disk.id] = found
+        return hidden
+
     def _receiving(self) -> _Receiving:
         if self._kept.receiving is None:
             raise ValueError("no cycle is being received")
@@ -318,7 +390,10 @@ class MemoryReplica:
         return points[max(points)]
 
     def _info(self, cycle: int) -> PointInfo:
-        info = replace(self._kept.points[cycle].info, pinned_by=tuple(sorted(self._pins().get(cycle, ()))))
+        awaited, seeded = self.awaited(), self._kept.seeded
+        complete = (awaited is None or cycle < awaited.cycle) and (not seeded or seeded.complete(cycle))
+        pinned_by = tuple(sorted(self._pins().get(cycle, ())))
+        info = replace(self._kept.points[cycle].info, pinned_by=pinned_by, complete=complete)
         mark = self._kept.marks.get(cycle)
         return told(info, mark, *self._store.lock_clock()) if mark else info
 
@@ -353,3 +428,18 @@ class MemoryReplica:
                 content[cluster] = (bytes(batch.payload[at : at + length]), batch.fingerprint(index))
                 at += length
         return content
+
+
+def _shown(
+    base: Sequence[Mapping[int, tuple[bytes, bytes]]], awaited: AwaitedSeed, disk: str, hidden: Mapping[int, int]
+) -> dict[int, tuple[bytes, bytes]]:
+    """What of a seed a point shows of a disk, by cluster."""
+    found = {}
+    for content, geometry in zip(base, awaited.disks, strict=True):
+        for cluster, cell in content.items() if geometry.id == disk else ():
+            limit = hidden.get(cluster, CLUSTER)
+            if limit == CLUSTER:
+                found[cluster] = cell
+            elif not is_zero(data := zstd_frame.content(cell[0])[:limit].ljust(CLUSTER, b"\0")):
+                found[cluster] = (zstd_frame.compress(data), fingerprint(data))
+    return found

@@ -2,19 +2,23 @@
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from hyperv_host_agent.replication.cycle import Batch, Committed, CycleHeader, TargetState, Wanted
-from hyperv_host_agent.store import checking, files, manifests, merge_plan, merging, rules
+from hyperv_host_agent.store import checking, files, manifests, merge_plan, merging, rules, seeding
 from hyperv_host_agent.store.base import (
     AttachedDisk,
+    AwaitedSeed,
     Finding,
     MaintainReport,
     NoSpace,
     PointInfo,
     PointMissing,
+    SeedNotAwaited,
+    SeedStopped,
     StoreDamaged,
     WriteFailed,
 )
@@ -43,6 +47,8 @@ class ChainReplica:
         self._reserve, self._space = reserve, space
         self._lock = threading.RLock()  # guards manifests, pins and the names of files
         self._maintaining = threading.Lock()
+        self._reading_in = threading.Lock()  # guards the attempt below
+        self._seeding: seeding.Seeding | None = None
         self._closed = threading.Event()
         self._broken = ""
         self._unpublished: merging.Intent | None = None
@@ -56,10 +62,13 @@ class ChainReplica:
             self._manifests = manifests.load(directory, vm_id)
             self._unpublished = checking.read_intent(directory, vm_id)
             self._publish()
+            self._seeded = seeding.read(directory, vm_id)
             self._pins = Pins(directory, vm_id)
             self._keeps = Keeps(directory, clock)
             self._keeps.keep_only(manifest.info(()) for manifest in self._manifests.values())
             self._wanted = WantedRuns(directory)
+            if self._seeded:
+                self._wanted.add(self._seeded.lacking)
             checking.check_chains(directory, vm_id, self._manifests)
             self._receiving = self._recover()
             self._collect(everything=True)
@@ -68,8 +77,9 @@ class ChainReplica:
         with self._lock:
             newest = self._newest()
             committed = Committed(newest.cycle, newest.id) if newest else None
-            wanted = self._wanted.told()
-        return TargetState(self._term, committed, self._receiving.unfinished if self._receiving else None, wanted)
+            wanted, awaiting = self._wanted.told(), self._placeholder() is not None
+        unfinished = self._receiving.unfinished if self._receiving else None
+        return TargetState(self._term, committed, unfinished, wanted, awaiting)
 
     def set_term(self, term: int) -> None:
         if term < self._term:
@@ -127,9 +137,13 @@ class ChainReplica:
             self._receiving = None
             with self._lock:
                 sizes = {disk.id: clusters(disk.size) for disk in header.disks}
-                self._wanted.carried(receiving.brought() if self._wanted.told() else {}, sizes)
+                brought = receiving.brought() if self._wanted.told() else {}
+                self._wanted.carried(brought, sizes)
+                if self._seeded and self._seeded.lacking:
+                    self._seeded = self._seeded.came(manifest.cycle, brought, sizes)
+                    seeding.write(self._directory, self._seeded)
             receiving.committed()
-        return manifest.info(())
+        return self._info(manifest)
 
     def abandon(self) -> None:
         if self._receiving:
@@ -189,6 +203,8 @@ class ChainReplica:
                 newest = self._newest()
             for disk in newest.disks if newest else ():
                 with self._lock:
+                    if self._placeholder() and seeding.shrank(disk):
+                        continue
                     planned = merge_plan.groups(self._candidates(disk.geometry.id))
                 for group in planned:
                     if not self._merge(disk.geometry.id, group):
@@ -196,6 +212,49 @@ class ChainReplica:
                         break
                     report.merged.append(tuple(map(layer_cycle, group)))
         return report
+
+    def awaited(self) -> AwaitedSeed | None:
+        with self._lock:
+            placeholder = self._placeholder()
+        return seeding.of(placeholder) if placeholder else None
+
+    def seed_begin(self, id: bytes) -> None:  # noqa: A002  # as the port
+        self._check_sound()
+        with self._reading_in, files.writing(self._vm_id, self._directory, self._space):
+            self._drop_seeding()
+            with self._lock:
+                self._publish()  # an attempt that failed at its last step may have left a layer half in place
+                placeholder = self._placeholder()
+            if placeholder is None or placeholder.id != id:
+                raise SeedNotAwaited(self._vm_id)
+            self._need(0)
+            self._seeding = seeding.Seeding(self._directory, placeholder)
+
+    def seed_put(self, batch: Batch) -> None:
+        self._need(len(batch.payload))
+        with self._reading_in, self._dropping_seed():
+            self._attempt().put(batch)
+
+    def seed_commit(self, *, after_cycle: int, lacking: Sequence[Wanted]) -> None:
+        with self._reading_in:
+            attempt = self._attempt()
+            self._need(attempt.finish_bytes())
+            with self._dropping_seed():
+                bases = attempt.finish()
+                with self._lock:
+                    self._wanted.add(lacking)
+                    for disk_id, into in bases.items():
+                        self._publish()
+                        self._unpublished = merging.Intent(disk_id, (into.file,), into)
+                    self._publish()
+                    seeded = attempt.seeded(after_cycle, lacking)
+                    seeding.write(self._directory, seeded)
+                    self._seeded = seeded
+            self._drop_seeding()
+
+    def seed_abandon(self) -> None:
+        with self._reading_in:
+            self._drop_seeding()
 
     def fingerprints(self, disk: str, start: int, count: int) -> Iterator[tuple[int, bytes]]:
         content = self._content(disk)
@@ -223,6 +282,7 @@ class ChainReplica:
     def close(self) -> None:
         """Let go of all files; a merge under way stops. What is staged and not synced is lost."""
         self._closed.set()
+        self.seed_abandon()
         with self._maintaining:
             if self._receiving:
                 self._receiving.close()
@@ -233,7 +293,36 @@ class ChainReplica:
         return Receiving.recover(self._directory, committed=newest.cycle if newest else 0)
 
     def _info(self, manifest: Manifest) -> PointInfo:
-        return self._keeps.told(manifest.info(self._pins.owners(manifest.cycle)))
+        with self._lock:
+            placeholder, seeded, cycle = self._placeholder(), self._seeded, manifest.cycle
+            complete = (placeholder is None or cycle < placeholder.cycle) and (not seeded or seeded.complete(cycle))
+            return replace(self._keeps.told(manifest.info(self._pins.owners(cycle))), complete=complete)
+
+    def _placeholder(self) -> Manifest | None:
+        return seeding.awaited(self._manifests.values(), self._seeded)
+
+    def _attempt(self) -> seeding.Seeding:
+        self._check_sound()
+        if self._seeding is None:
+            raise SeedStopped(self._vm_id)
+        return self._seeding
+
+    def _drop_seeding(self) -> None:
+        """As far as the file system lets us: what stays is garbage to the next start."""
+        if self._seeding:
+            with suppress(OSError):
+                self._seeding.drop()
+            self._seeding = None
+
+    @contextmanager
+    def _dropping_seed(self) -> Iterator[None]:
+        """Name OSErrors; one not about space costs the attempt."""
+        try:
+            with files.writing(self._vm_id, self._directory, self._space):
+                yield
+        except WriteFailed:
+            self._drop_seeding()
+            raise
 
     def _newest(self) -> Manifest | None:
         return self._manifests[max(self._manifests)] if self._manifests else None
@@ -308,6 +397,8 @@ class ChainReplica:
         """Points that nobody needs stop being points; their layers stay while others stand on them."""
         stay = {*keep, *self._pins.cycles(), max(self._manifests, default=0)}
         stay.update(cycle for cycle, manifest in self._manifests.items() if self._keeps.stays(manifest.info(())))
+        if placeholder := self._placeholder():
+            stay.add(placeholder.cycle)
         removed = [cycle for cycle in self._manifests if cycle not in stay]
         for cycle in removed:
             files.remove_file(manifests.point_path(self._directory, cycle))
@@ -329,7 +420,10 @@ class ChainReplica:
         ]
 
     def _pinned_files(self, disk_id: str) -> set[str]:
-        disks = (self._manifests[cycle].disk(disk_id) for cycle in self._pins.cycles() if cycle in self._manifests)
+        cycles = set(self._pins.cycles())
+        if placeholder := self._placeholder():
+            cycles.add(placeholder.cycle)  # its layers are to be replaced as they are
+        disks = (self._manifests[cycle].disk(disk_id) for cycle in cycles if cycle in self._manifests)
         return {layer.file for disk in disks if disk for layer in disk.layers}
 
     def _merge(self, disk_id: str, group: tuple[str, ...]) -> bool:

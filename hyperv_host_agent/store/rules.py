@@ -4,7 +4,7 @@ import re
 from bisect import bisect_left
 from typing import Final
 
-from hyperv_host_agent.replication.cycle import ID_BYTES, Batch, CycleHeader, TargetState
+from hyperv_host_agent.replication.cycle import ID_BYTES, Batch, CycleHeader, Kind, TargetState
 from hyperv_host_agent.store.base import BadBatch, BadName
 from hyperv_host_agent.store.formats import zstd_frame
 from twinsite.digest import FINGERPRINT_BYTES
@@ -44,6 +44,7 @@ def check_header(header: CycleHeader, vm_id: str, state: TargetState) -> None:
         or (header.term < state.term and f"its term {header.term} is below {state.term}")
         or (len(header.id) != ID_BYTES and "its id is malformed")
         or (len({disk.id for disk in header.disks}) != len(header.disks) and "it names a disk twice")
+        or (header.placeholder and (header.kind is not Kind.INITIAL or committed) and "a placeholder comes first")
         or (header.parent_id and state.committed and header.parent_id != state.committed.id and "it has another parent")
     )
     if problem:
@@ -63,6 +64,8 @@ def check_batch(header: CycleHeader, batch: Batch, *, sequence: int) -> None:
 
 
 def _problem(header: CycleHeader, batch: Batch, sequence: int) -> str | None:
+    if header.placeholder:
+        return "a placeholder has no content"
     if batch.sequence != sequence:
         return f"batch {sequence} is due"
     if not 0 <= batch.disk < len(header.disks):

@@ -56,7 +56,7 @@ class WantedRuns:
         left = {}
         for disk, runs in self._runs.items():
             inside = (Run(run.start, min(run.end, sizes[disk]) - run.start) for run in runs if run.start < sizes[disk])
-            rest = list(_minus(inside, _union(brought.get(disk, ())))) if disk in sizes else []
+            rest = list(minus(inside, _union(brought.get(disk, ())))) if disk in sizes else []
             if rest:
                 left[disk] = rest
         if left != self._runs:
@@ -91,7 +91,7 @@ def _union(runs: Iterable[Run]) -> Iterator[Run]:
         yield Run(start, end - start)
 
 
-def _minus(runs: Iterable[Run], taken: Iterable[Run]) -> Iterator[Run]:
+def minus(runs: Iterable[Run], taken: Iterable[Run]) -> Iterator[Run]:
     """What of ascending runs is not in the ascending `taken`."""
     cut = iter(taken)
     hole = next(cut, None)
