@@ -151,6 +151,7 @@ class TrackedFileSource:
         self._recover = recover
         self._kept = contextlib.ExitStack()  # what is open for the fuzzy copy
         self._kept_readers: dict[str, Disk] = {}
+        self._keeping = threading.Lock()
         self._folder, self._geometry = folder, geometry
         self._open_disk, self._machine, self._owner, self._settled = open_disk, machine, owner, settled
         self._boot = boot or this_boot()
@@ -205,16 +206,21 @@ class TrackedFileSource:
         # Kept open until `rest`: a file that took its place meanwhile makes the next point doubtful, so that what was
         # read of this one is compared again.
         try:
-            if disk not in self._kept_readers:
-                self._kept_readers[disk] = self._kept.enter_context(contextlib.closing(self._open_disk(disk, False)))
-            yield self._kept_readers[disk]
+            with self._keeping:
+                if disk not in self._kept_readers:
+                    opened = self._kept.enter_context(contextlib.closing(self._open_disk(disk, False)))
+                    self._kept_readers[disk] = opened
+                kept = self._kept_readers[disk]
+            yield kept
         except OSError as error:
-            self.rest()
+            with self._keeping:  # opened anew next time; closed only by `rest`, since another thread may be reading
+                self._kept_readers.pop(disk, None)
             raise SourceFailed(self.vm_id, disk, str(error)) from error
 
     def rest(self) -> None:
-        self._kept_readers.clear()
-        self._kept.close()
+        with self._keeping:
+            self._kept_readers.clear()
+            self._kept.close()
 
     def disks(self) -> tuple[DiskGeometry, ...]:
         return tuple(self._geometry())
