@@ -7,18 +7,19 @@ import grpc
 
 from hyperv_host_agent import wire
 from hyperv_host_agent.membership import Membership
-from hyperv_host_agent.replication.cycle import PROTOCOL, Committed, CycleHeader, TargetState, Unfinished
+from hyperv_host_agent.replication.cycle import PROTOCOL, Committed, CycleHeader, TargetState, Unfinished, Wanted
 from hyperv_host_agent.replication.sending import CommitAcked, Durable
 from twinsite.api.host.v1 import replication_pb2 as pb
 from twinsite.api.types.v1 import types_pb2
 from twinsite.channel import Call, Channel, dial
 from twinsite.clock import Clock
 from twinsite.errors import Unreachable
+from twinsite.extents import Run
 from twinsite.server import DATA
 from twinsite.tls import channel_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["Replication"].full_name
 ASK_SECONDS: Final = 10.0
@@ -70,7 +71,32 @@ class Peer:
             )
             if answer.HasField("unfinished")
             else None,
+            wanted=tuple(Wanted(wanted.disk_id, Run(wanted.start, wanted.count)) for wanted in answer.wanted),
+            awaiting_seed=answer.awaiting_seed,
         )
+
+    async def fingerprints(
+        self, cycle: Committed, grant: types_pb2.SignedDocument
+    ) -> "AsyncGenerator[pb.FingerprintsChunk, None]":
+        """Of the target's newest cycle, which has to be this one. Raises what it refuses with, Stalled, Unreachable."""
+        channel = await self._connected()
+        call: Call = channel.unary_stream(
+            f"/{_SERVICE}/Fingerprints",
+            request_serializer=pb.FingerprintsRequest.SerializeToString,
+            response_deserializer=pb.FingerprintsChunk.FromString,
+        )(pb.FingerprintsRequest(grant=grant, cycle=cycle.number, id=cycle.id))
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(SILENCE_SECONDS):
+                        chunk = await call.read()
+                except TimeoutError:
+                    raise Stalled("answered nothing", SILENCE_SECONDS) from None
+                if chunk is grpc.aio.EOF:
+                    return
+                yield chunk
+        finally:
+            call.cancel()
 
     async def send(
         self, number: int, header: CycleHeader, resume_after: int, grant: types_pb2.SignedDocument

@@ -6,13 +6,15 @@ queue between is short, so a slow disk is felt at the source through flow contro
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from typing import Any, Final
 
 import grpc
 
 from hyperv_host_agent import wire
+from hyperv_host_agent.fingerprint_feed import Feed
 from hyperv_host_agent.reception import Reception, Receptions, Stream
-from hyperv_host_agent.replication.cycle import PROTOCOL, DiskGeometry
+from hyperv_host_agent.replication.cycle import PROTOCOL, Committed, DiskGeometry
 from hyperv_host_agent.replication.receiving import (
     AckCommitted,
     AckDurable,
@@ -37,7 +39,9 @@ SERVICE: Final = pb.DESCRIPTOR.services_by_name["Replication"]
 TABLE: Final[Table] = {
     f"/{SERVICE.full_name}/{name}": Rule(frozenset({"host"})) for name in ("Open", "Send", "Fingerprints")
 }
+FingerprintsContext = grpc.aio.ServicerContext[pb.FingerprintsRequest, pb.FingerprintsChunk]
 Context = grpc.aio.ServicerContext[Any, pb.Ack]  # what is read is bytes, or EOF
+_WANTED: Final = 4096  # runs told in one answer; the next cycle's answer has the others
 _AHEAD: Final = 4  # messages read and not yet stored: they come in while the disk is synced
 
 
@@ -92,7 +96,24 @@ class Replication:
             response.unfinished.id = state.unfinished.id
             response.unfinished.durable = state.unfinished.durable
             response.unfinished.digest = state.unfinished.digest
+        # What a scrub or an import changed meanwhile, the receiver was not told.
+        held = reception.held
+        present = await held.run(held.replica.state)
+        response.wanted.extend(
+            pb.Wanted(disk_id=wanted.disk, start=wanted.run.start, count=wanted.run.count)
+            for wanted in present.wanted[:_WANTED]
+        )
+        response.awaiting_seed = present.awaiting_seed
         return response
+
+    async def fingerprints(self, request: pb.FingerprintsRequest, context: FingerprintsContext) -> None:
+        """What the newest cycle holds, to a source that lost or doubts its own index."""
+        grant = self._granted(request.grant)
+        reception = await self._reception(grant)
+        feed = Feed(reception.held, Committed(request.cycle, request.id), grant.term)
+        async with aclosing(feed.chunks()) as chunks:
+            async for chunk in chunks:
+                await context.write(chunk)
 
     async def send(self, _requests: object, context: Context) -> None:
         """One cycle; messages come in as bytes (see `wire`)."""
@@ -151,6 +172,11 @@ class Replication:
                             self.open,
                             request_deserializer=pb.OpenRequest.FromString,
                             response_serializer=pb.OpenResponse.SerializeToString,
+                        ),
+                        "Fingerprints": grpc.unary_stream_rpc_method_handler(
+                            self.fingerprints,
+                            request_deserializer=pb.FingerprintsRequest.FromString,
+                            response_serializer=pb.FingerprintsChunk.SerializeToString,
                         ),
                         # No deserializer: a batch is not copied through protobuf.
                         "Send": grpc.stream_stream_rpc_method_handler(

@@ -129,6 +129,7 @@ def begin(header: CycleHeader, *, resume_after: int, grant: types_pb2.SignedDocu
         machine=types_pb2.Machine.FromString(header.machine),
         resume_after=resume_after,
         grant=grant,
+        placeholder=header.placeholder,
     )
     frame.instant.CopyFrom(timestamp(header.instant))
     return pb.FrameHeader(begin=frame)
@@ -144,6 +145,8 @@ def cycle_of(frame: pb.Begin, vm_id: str) -> CycleHeader:
         raise BadMessage(f"a parent's id of {len(frame.parent_id)} bytes")
     if frame.consistency not in {"none", "crash", "application"}:
         raise BadMessage(f"consistency {frame.consistency[:20]!r}")
+    if frame.placeholder and frame.kind != pb.CYCLE_KIND_INITIAL:
+        raise BadMessage("a placeholder that is no initial copy")
     if frame.cycle < 1 or frame.parent >= frame.cycle:
         raise BadMessage(f"cycle {frame.cycle} on cycle {frame.parent}")
     return CycleHeader(
@@ -158,6 +161,7 @@ def cycle_of(frame: pb.Begin, vm_id: str) -> CycleHeader:
         disks=tuple(DiskGeometry(disk.id, disk.size_bytes, disk.name) for disk in frame.disks),
         machine=frame.machine.SerializeToString(deterministic=True),
         parent_id=frame.parent_id,
+        placeholder=frame.placeholder,
     )
 
 

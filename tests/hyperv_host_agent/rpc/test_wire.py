@@ -67,6 +67,14 @@ def test_a_begin_frame_carries_the_whole_header() -> None:
     assert decoded.grant.key_id == "k"
 
 
+def test_a_placeholder_is_known_as_one() -> None:
+    fields = {"id": bytes(16), "cycle": 1, "kind": wire.pb.CYCLE_KIND_INITIAL, "consistency": "none"}
+    cycle = wire.cycle_of(wire.pb.Begin(**fields, placeholder=True), "vm")
+    assert cycle.placeholder
+    assert wire.begin(cycle, resume_after=0, grant=types_pb2.SignedDocument()).begin.placeholder
+    assert not wire.cycle_of(wire.pb.Begin(**fields), "vm").placeholder
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -76,6 +84,7 @@ def test_a_begin_frame_carries_the_whole_header() -> None:
         {"consistency": "perfect"},
         {"kind": wire.pb.CYCLE_KIND_UNSPECIFIED},
         {"parent_id": b""},
+        {"placeholder": True},
     ],
 )
 def test_a_begin_frame_that_makes_no_sense_is_refused(change: dict[str, object]) -> None:
