@@ -117,6 +117,7 @@ class Reader:
         self._compressors = compressors
         self._thread = ThreadPoolExecutor(1, "source")
         self._copy: tuple[bytes, int, Position, _Way] | None = None  # cycle, stream, where it goes on, what flies
+        self._ends: dict[str, int] = {}  # of the source's disks now, in clusters
 
     async def run(self, call: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
         """`call` in the thread that owns source, index and pending fingerprints."""
@@ -125,6 +126,7 @@ class Reader:
     async def slice(self, order: ReadSlice) -> tuple[Built | None, Position]:
         """The next batch of a copy, None when nothing had to go, and where the copy goes on."""
         disks = order.header.disks
+        self._ends = {disk.id: clusters(disk.size) for disk in await self.run(self.source.disks)}
         way = await self._continued(order)
         gathered: Packed | None = None
         position, looked = order.position, 0
@@ -225,7 +227,7 @@ class Reader:
             if (cycle, stream, position) == (order.header.id, order.stream, order.position):
                 return way
             await self.stop()
-        way = _Way(_everything(order, self._read_now, self._unit))
+        way = _Way(_everything(order, self._read_then, self._unit))
         self._fill(way, order.header.disks, Timing())
         return way
 
@@ -256,10 +258,13 @@ class Reader:
         """Clusters that are read at once."""
         return max(1, min(UNIT_CLUSTERS, self.batch_bytes // CLUSTER))
 
-    def _read_now(self, disk: str, run: Run) -> bytes | None:
-        if list(self.source.holes_now(disk, run)) == [run]:
+    def _read_then(self, disk: str, run: Run) -> bytes | None:
+        """What a copy takes of the run now; a disk that shrank or went since the copy began holds zeros there."""
+        there = Run(run.start, min(run.end, self._ends.get(disk, 0)) - run.start)
+        if there.count <= 0 or list(self.source.holes_now(disk, there)) == [there]:
             return None
-        return self.source.read_now(disk, run)
+        content = self.source.read_now(disk, there)
+        return content if there == run else bytes(content).ljust(run.count * CLUSTER, b"\0")
 
 
 async def _landed(way: _Way) -> None:
@@ -293,11 +298,12 @@ def _everything(order: ReadSlice, read: Callable[[str, Run], bytes | None], unit
     """What is left of a copy."""
     start = order.position.cluster
     for number in range(order.position.disk, len(order.header.disks)):
-        end = clusters(order.header.disks[number].size)
+        disk = order.header.disks[number]
+        end, compare = clusters(disk.size), order.suppress and disk.id not in order.whole
         while start < end:
             run = Run(start, min(unit(), end - start))
             start = run.end
-            yield Unit(number, (run,), read, order.suppress, COPY_LEVEL)
+            yield Unit(number, (run,), read, compare, COPY_LEVEL)
         start = 0
 
 

@@ -22,6 +22,7 @@ from hyperv_host_agent.replication.receiving import (
     Put,
     Refuse,
     SetTerm,
+    Stored,
     StoreFailed,
     StreamClosed,
     Sync,
@@ -59,7 +60,7 @@ class Reception:
     async def ask(self) -> TargetState:
         """What the target has, for `Open`."""
         call = next(_numbers)
-        for action in await self._tell(Asked(call)):
+        for action in await self._follow(lambda: Asked(call, self.held.replica.state())):
             if isinstance(action, Answer) and action.call == call:
                 return action.state
         raise AssertionError("an Asked is always answered")
@@ -87,9 +88,13 @@ class Reception:
         await self._tell(StreamClosed(number))
 
     async def _tell(self, event: Event) -> list[Action]:
+        return await self._follow(lambda: event)
+
+    async def _follow(self, event: Callable[[], Event]) -> list[Action]:
+        """`event` is made in the store's thread, with nothing between what it says of the store and what follows."""
         points: list[PointInfo] = []
         failures: list[TwinsiteError] = []
-        replies = await self.held.run(self._step, event, points, failures)
+        replies = await self.held.run(lambda: self._step(event(), points, failures))
         for action in replies:
             if isinstance(action, Reply) and (queue := self._streams.get(action.stream)) is not None:
                 queue.put_nowait(action)
@@ -130,6 +135,7 @@ class Reception:
                 replica.sync()
             case Commit():
                 points.append(replica.commit())
+                return Stored(replica.state())
             case Abandon():
                 replica.abandon()
             case _:

@@ -19,7 +19,7 @@ from hyperv_host_agent.pacing import Pacer, Pacing
 from hyperv_host_agent.peer import Peer
 from hyperv_host_agent.pending import Pending
 from hyperv_host_agent.reading import Compressors, Reader
-from hyperv_host_agent.replication.sender import Phase, View
+from hyperv_host_agent.replication.progress import Phase, View
 from hyperv_host_agent.replication.sending import Assigned
 from hyperv_host_agent.settings import TransferSettings
 from hyperv_host_agent.spool import Memory

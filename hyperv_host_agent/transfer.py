@@ -24,7 +24,8 @@ from hyperv_host_agent.reading import BATCH_BYTES, Reader
 from hyperv_host_agent.replication import rates
 from hyperv_host_agent.replication import state as stored
 from hyperv_host_agent.replication.cycle import ID_BYTES, Committed, Kind
-from hyperv_host_agent.replication.sender import Sender, View
+from hyperv_host_agent.replication.progress import View
+from hyperv_host_agent.replication.sender import Sender
 from hyperv_host_agent.replication.sending import (
     AckPoint,
     Action,
@@ -32,6 +33,7 @@ from hyperv_host_agent.replication.sending import (
     ApplyPending,
     AskSource,
     AskTarget,
+    AskTurn,
     Assigned,
     BeginStream,
     ClosePoint,
@@ -40,7 +42,10 @@ from hyperv_host_agent.replication.sending import (
     DropPending,
     DropSpool,
     Durable,
+    EndTurn,
     Event,
+    FetchIndex,
+    IndexFetched,
     OpenPoint,
     Persist,
     PointOpened,
@@ -57,6 +62,7 @@ from hyperv_host_agent.replication.sending import (
     SyncRequested,
     TargetFailed,
     TargetKnown,
+    TurnGiven,
     Wake,
     Woke,
 )
@@ -263,6 +269,12 @@ class _Life:
                 await asyncio.to_thread(files.replace, self._means.folder / STATE_FILE, stored.dump(state))
             case AskTarget():
                 self._group.create_task(self._ask_target())
+            case AskTurn(turn):
+                self.put(TurnGiven(turn))
+            case EndTurn():
+                pass  # every VM has its turn at once
+            case FetchIndex():
+                self.put(IndexFetched(sound=False))
             case AskSource():
                 self._group.create_task(self._ask_source())
             case AckPoint(committed):

@@ -22,6 +22,7 @@ from hyperv_host_agent.replication.receiving import (
     Put,
     Refuse,
     SetTerm,
+    Stored,
     StoreFailed,
     StreamClosed,
     Sync,
@@ -64,13 +65,17 @@ class Receiver:
     def handle(self, event: Event, now: float) -> list[Action]:
         ending, self._ending = self._ending, 0
         match event:
-            case Asked(call):
+            case Asked(call, state):
                 # The answer is a promise: no frame of an older stream may change what it says.
-                return [*self._end(frames.TakenOver()), Answer(call, self._state)]
+                self._state = state
+                return [*self._end(frames.TakenOver()), Answer(call, state)]
             case Began():
                 return self._began(event)
             case Begun(stream, state):
                 return self._begun(stream, state)
+            case Stored(state):
+                self._state = state
+                return []
             case TermRaised(term):
                 if not ownership.admit(self._state.term, term):
                     return []

@@ -29,6 +29,7 @@ class Asked:
     """`Replication.Open`, `call` numbering the RPC. Ends a stream that is still there: what is answered stays true."""
 
     call: int
+    state: TargetState  # `Replica.state()`: the scrub and a seed's import change it without the receiver
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,13 @@ class Begun:
     """Hand over right after `Begin` was acted on: `Replica.state()`."""
 
     stream: int
+    state: TargetState
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Hand over right after `Commit` was acted on: `Replica.state()`. Which wanted clusters came, the store knows."""
+
     state: TargetState
 
 
@@ -90,7 +98,7 @@ class StoreFailed:
     state: TargetState
 
 
-Event = Asked | Began | Begun | BatchReceived | EndReceived | StreamClosed | Ticked | TermRaised | StoreFailed
+Event = Asked | Began | Begun | Stored | BatchReceived | EndReceived | StreamClosed | Ticked | TermRaised | StoreFailed
 
 # --------------------------------------------------------------------------------------------------- actions
 
@@ -128,7 +136,8 @@ class Sync: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Commit: ...
+class Commit:
+    """`Replica.commit`; then hand over Stored."""
 
 
 @dataclass(frozen=True, slots=True)

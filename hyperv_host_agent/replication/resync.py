@@ -6,10 +6,12 @@ changes may stand only on a cycle all that it relies on agree about; otherwise e
 """
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from hyperv_host_agent.replication.cycle import Committed, DiskGeometry, Kind, TargetState
+from hyperv_host_agent.replication.cycle import Committed, DiskGeometry, Kind, TargetState, Wanted
 from hyperv_host_agent.replication.state import Flight, SenderState
+from twinsite.extents import Run, clusters
 
 
 class Fate(enum.Enum):
@@ -26,6 +28,7 @@ class Plan:
 
     kind: Kind
     suppress: bool  # what the fingerprint index says the target has is left out
+    placeholder: bool = False  # of an initial copy: it comes on media
 
 
 def fate(flight: Flight, target: TargetState, durable: int | None) -> Fate:
@@ -66,20 +69,43 @@ def adopt(state: SenderState, target: TargetState) -> SenderState:
     """
     if state.committed == target.committed:
         return state
-    return replace(state, committed=target.committed, disks=(), recoverable=False, trusted=False)
+    instant = state.instant if target.committed else 0.0
+    return replace(
+        state, committed=target.committed, disks=(), recoverable=False, instant=instant, application=0.0, trusted=False
+    )
 
 
-def plan(state: SenderState, anchor: Committed | None, *, whole: bool) -> Plan:
+def plan(
+    state: SenderState, anchor: Committed | None, *, whole: bool, offline: bool = False, awaiting: bool = False
+) -> Plan | None:
     """Of the next cycle on an adopted state; `whole`: the source knows everything written since its anchor.
 
     Dirty clusters are those since the anchor, so they are enough only if the target has exactly that cycle. If not,
     everything is read, and the index, as long as it is sound, still keeps what the target has off the wire.
+
+    `offline`: the first copy is to come on media; `awaiting`: the target waits for them, and nobody can say what it
+    will have. Changes flow meanwhile. None: they are not known, so nothing can be done before the media were imported,
+    or all of it would be sent. With the media called off, all of it is.
     """
     if state.committed is None:
-        return Plan(Kind.INITIAL, suppress=False)
+        return Plan(Kind.INITIAL, suppress=False, placeholder=offline)
+    if awaiting and not offline:
+        return Plan(Kind.RESYNC, suppress=False)
     if whole and anchor == state.committed:
-        return Plan(Kind.DELTA, suppress=state.trusted)
-    return Plan(Kind.RESYNC, suppress=state.trusted)
+        return Plan(Kind.DELTA, suppress=state.trusted and not awaiting)
+    return None if awaiting else Plan(Kind.RESYNC, suppress=state.trusted)
+
+
+def note(plan: Plan, *, whole: bool, doubt: str) -> str:
+    """Why the planned cycle is slower than usual, for people; empty: it is not."""
+    if plan.kind is Kind.INITIAL:
+        return ""
+    if plan.kind is Kind.DELTA:
+        return "" if plan.suppress else "no fingerprints are known yet: all that was written is sent, changed or not"
+    why = "the replica has another state than changes were counted from"
+    if not whole:
+        why = "changes were not known" + (f" ({doubt})" if doubt else "")
+    return f"{why}: the disks are {'compared' if plan.suppress else 'sent whole'}"
 
 
 def added(state: SenderState, disks: tuple[DiskGeometry, ...]) -> frozenset[str]:
@@ -93,9 +119,20 @@ def added(state: SenderState, disks: tuple[DiskGeometry, ...]) -> frozenset[str]
     return frozenset(disk.id for disk in disks if disk.id not in known)
 
 
-def copyable(flight: Flight, disks: tuple[DiskGeometry, ...], index: Committed | None) -> bool:
-    """Whether a copy can go on: no disk of it went away or shrank, and the index it relies on is still there."""
-    sizes = {disk.id: disk.size for disk in disks}
-    return all(sizes.get(disk.id, -1) >= disk.size for disk in flight.header.disks) and (
-        not flight.suppressed or index == Committed(flight.header.parent, flight.header.parent_id)
+def copyable(flight: Flight, index: Committed | None) -> bool:
+    """Whether a copy can go on: the index it relies on is still there.
+
+    What happened to its disks since does not matter: it is read as it was announced, and the cycle that follows it
+    brings the present geometry.
+    """
+    return not flight.suppressed or index == Committed(flight.header.parent, flight.header.parent_id)
+
+
+def forced(wanted: Iterable[Wanted], disks: tuple[DiskGeometry, ...]) -> tuple[Wanted, ...]:
+    """What of the wanted clusters the disks of a cycle still have."""
+    ends = {disk.id: clusters(disk.size) for disk in disks}
+    clipped = (
+        Wanted(want.disk, Run(want.run.start, min(want.run.end, ends.get(want.disk, 0)) - want.run.start))
+        for want in wanted
     )
+    return tuple(want for want in clipped if want.run.count > 0)

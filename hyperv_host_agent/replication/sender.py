@@ -1,14 +1,16 @@
 """The source's half of a replication: one per protected VM. Events and actions are in `sending`."""
 
 import enum
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
-from hyperv_host_agent.replication import resync, schedule
-from hyperv_host_agent.replication.cycle import Committed, CycleHeader, Kind, TargetState
+from hyperv_host_agent.replication import resync
+from hyperv_host_agent.replication.claim import Claim
+from hyperv_host_agent.replication.cycle import CycleHeader, Kind, TargetState
 from hyperv_host_agent.replication.ownership import OlderTerm
+from hyperv_host_agent.replication.pace import Pace
+from hyperv_host_agent.replication.progress import Phase, Progress, View
 from hyperv_host_agent.replication.sending import (
     AckPoint,
     Action,
@@ -26,6 +28,8 @@ from hyperv_host_agent.replication.sending import (
     DropSpool,
     Durable,
     Event,
+    FetchIndex,
+    IndexFetched,
     OpenPoint,
     Persist,
     PointOpened,
@@ -43,60 +47,29 @@ from hyperv_host_agent.replication.sending import (
     SyncRequested,
     TargetFailed,
     TargetKnown,
+    TurnGiven,
     Wake,
     Woke,
 )
 from hyperv_host_agent.replication.state import Checkpoint, Flight, Position, SenderState
-from twinsite.errors import Failed, TwinsiteError
+from hyperv_host_agent.replication.stream import Stream, UnexpectedAck
+from twinsite.errors import TwinsiteError
 from twinsite.extents import CLUSTER
 
 _NEVER: Final = float("-inf")
+_EVER: Final = float("inf")
 WINDOW_BYTES: Final = 64 << 20  # sent and not durable at the target; what a cut link may cost
-
-
-class UnexpectedAck(Failed):
-    public = "the target acked cycle {error.number}, which it was not sent"
-    still_works = "nothing is taken for committed; the target is asked again"
-    next_step = "update the older of the two host agents; if both are equal, report it"
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-class Phase(enum.Enum):
-    """For people; the rules do not ask it."""
-
-    WAITING = "waiting"  # for the first assignment or the first answer of the target
-    INITIAL = "initial"
-    REPLICATING = "replicating"
-    RESYNCHRONIZING = "resynchronizing"
-    PAUSED = "paused"
-    BLOCKED = "blocked"
-    FENCED = "fenced"
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """How the replication does. Sums are over this process's life."""
-
-    phase: Phase
-    reason: TwinsiteError | None  # why it is blocked or fenced
-    term: int
-    committed: Committed | None
-    instant: float  # of the newest consistent cycle at the target, seconds since 1970; 0: none
-    copied_bytes: int  # of a copy that runs
-    copy_bytes: int
-    cycles: int
-    changed_bytes: int
-    wire_bytes: int
-    last_seconds: float  # of the last cycle, from its instant to its commit
-    late: str  # which part made the last cycle late: source, compress, network, target; empty: it was not
+LOOK_SECONDS: Final = 20.0  # the target's answer is as old as this at most when a cycle starts: it may want clusters
+FETCH_TRIES: Final = 3  # of fingerprints that a target, which answers otherwise, does not send
+FETCH_RETRY_SECONDS: Final = 60.0  # after it could not; without them everything written is sent
+MANY_WANTED: Final = 4096  # runs; as many as a target names at once, so there may be more
 
 
 class _Waiting(enum.Enum):
     """For the one reply everything else waits for."""
 
     TARGET = enum.auto()
+    INDEX = enum.auto()
     SOURCE = enum.auto()
     POINT = enum.auto()
     READ = enum.auto()
@@ -104,17 +77,11 @@ class _Waiting(enum.Enum):
 
 
 @dataclass(slots=True)
-class _Stream:
-    """A stream that runs: what was handed to it, and what came back."""
+class _Fetch:
+    """Of the index from the target."""
 
-    number: int
-    sent: int  # sequence of the last batch handed over
-    sent_digest: bytes
-    in_flight: deque[tuple[Ready, Position]] = field(default_factory=deque)
-    bytes: int = 0  # of in_flight
-    position: Position = field(default_factory=Position)  # of a copy: where the next slice starts
-    reading: bool = False  # of a copy: a slice is being read
-    ended: bool = False
+    failures: int = 0  # in a row, at a target that answers otherwise
+    not_before: float = _NEVER  # again
 
 
 class Sender:
@@ -131,27 +98,23 @@ class Sender:
         self._assigned: Assigned | None = None
         self._waiting: _Waiting | None = None
         self._target: TargetState | None = None  # None: ask
+        self._answered = _NEVER  # when the target said so
         self._source: SourceKnown | None = None  # None: ask
         self._confirmed = False  # the source was told once what is committed
         self._clean = False  # no point of an earlier process waits in the source
+        self._fetch = _Fetch()
+        self._turn = Claim()
         self._flight = state.flight
         self._spool: tuple[Ready, ...] | None = None
         self._durable = 0  # batches of the spool that were acked and may be gone from it
-        self._plan: resync.Plan | None = None
         self._point: tuple[int, bytes] | None = None  # number and id of the point being opened
-        self._stream: _Stream | None = None
+        self._stream: Stream | None = None
         self._streams = 0
-        self._due = 0.0
-        self._wanted = False
-        self._not_before = 0.0
-        self._failures = 0
+        self._pace = Pace()
+        self._progress = Progress()
+        self._note = ""
         self._reason: TwinsiteError | None = None
         self._fenced = False
-        self._opened = _NEVER  # when the cycle's point was ordered
-        self._read = self._ended = 0.0  # and its later phases ended, for its timing
-        self._source_seconds = self._compress_seconds = 0.0
-        self._timing = schedule.Timing()
-        self._cycles = self._changed = self._wire = 0
 
     @property
     def state(self) -> SenderState:
@@ -162,6 +125,7 @@ class Sender:
     def view(self) -> View:
         copied, total = self._copied()
         frequency = self._assigned.frequency if self._assigned else 0.0
+        done = self._progress
         return View(
             phase=self._phase(),
             reason=self._reason,
@@ -170,11 +134,17 @@ class Sender:
             instant=self._state.instant,
             copied_bytes=copied,
             copy_bytes=total,
-            cycles=self._cycles,
-            changed_bytes=self._changed,
-            wire_bytes=self._wire,
-            last_seconds=self._timing.total,
-            late=self._timing.late(frequency),
+            cycles=done.cycles,
+            missed=self._pace.missed(self._assigned, self._now),
+            failures=done.failures,
+            changed_bytes=done.changed,
+            content_bytes=done.content,
+            wire_bytes=done.wire,
+            last_seconds=done.timing.total,
+            causes=done.timing,
+            late=done.timing.late(frequency),
+            note=self._note,
+            last=done.last,
         )
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -188,16 +158,20 @@ class Sender:
             case Woke():
                 return []
             case SyncRequested():
-                self._wanted = True
-                self._not_before = 0.0
+                self._pace.want()
                 return []
             case TargetKnown(state):
                 self._waiting = None
                 self._target = state
+                self._answered = self._now
                 return []
             case TargetFailed(error):
-                self._waiting = None
-                return self._fail(error)
+                return self._take_target_failure(error)
+            case IndexFetched():
+                return self._take_index(event)
+            case TurnGiven(number):
+                self._turn.given(number, self._now)
+                return []
             case SourceKnown():
                 self._waiting = None
                 self._source = event
@@ -224,32 +198,35 @@ class Sender:
         if self._stream is not None:
             return self._pump(self._stream)
         if assigned.paused and (flight is None or self._spool is None):
-            return []
-        if self._now < self._not_before:
-            return [Wake(self._not_before)]
-        if flight is None and not self._wanted and self._now < self._due:
-            return [Wake(self._due)]
-        if self._target is None:
+            return self._turn.end()
+        first = self._state.committed is None
+        if until := self._pace.wait(assigned, self._now, flying=flight is not None, first=first):
+            return [Wake(until)]
+        if self._target is None or (flight is None and self._now > self._answered + LOOK_SECONDS):
             self._waiting = _Waiting.TARGET
             return [AskTarget()]
         if self._target.term > self._state.term:
             return self._fence(self._target.term)
-        if flight is not None and (actions := self._settle(flight, self._target)) is not None:
+        if flight is not None and (actions := self._settle(flight, self._target, assigned)) is not None:
             return actions
-        return self._ask_source() or self._open(self._target)
+        return self._ask_source() or self._open(assigned, self._target)
 
-    def _settle(self, flight: Flight, target: TargetState) -> list[Action] | None:
+    def _settle(self, flight: Flight, target: TargetState, assigned: Assigned) -> list[Action] | None:
         """Of a cycle on its way, without a stream. None: there is none any more, the next one may start."""
         fate = resync.fate(flight, target, None if self._spool is None else self._durable)
         if fate is resync.Fate.ARRIVED:
             return self._arrived(flight)
         if fate is resync.Fate.GIVEN_UP:
             return [*self._give_up(), *self._next()]
+        copy = flight.checkpoint is not None
+        if copy and self._source is None:
+            return self._ask_source()
+        if copy and self._source and not resync.copyable(flight, self._source.index):
+            return [*self._give_up(), *self._next()]
+        alone = copy and not flight.header.placeholder
+        if (actions := self._turn.need(self._pace, assigned, self._now, copy=alone)) is not None:
+            return actions
         if flight.checkpoint is not None:
-            if actions := self._ask_source():
-                return actions
-            if self._source and not resync.copyable(flight, self._source.disks, self._source.index):
-                return [*self._give_up(), *self._next()]
             return self._begin(flight, flight.checkpoint)
         return self._begin(flight, Checkpoint(min(resync.held(flight, target), len(self._spool or ()))))
 
@@ -259,10 +236,10 @@ class Sender:
         self._waiting = _Waiting.SOURCE
         return [AskSource()]
 
-    def _open(self, target: TargetState) -> list[Action]:
+    def _open(self, assigned: Assigned, target: TargetState) -> list[Action]:
         """Start the next cycle; target and source are known, nothing is on its way."""
-        source, assigned = self._source, self._assigned
-        if source is None or assigned is None:
+        source = self._source
+        if source is None:
             return []
         state = resync.adopt(self._state, target)
         if state.trusted and source.index != state.committed:
@@ -277,26 +254,75 @@ class Sender:
         if not self._clean:
             self._clean = True
             actions += [DropPending(), DiscardPoint()]
-        number = state.committed.number + 1 if state.committed else 1
-        self._point = number, self._new_id()
+        if state.committed and not state.trusted and not target.awaiting_seed and self._now >= self._fetch.not_before:
+            self._waiting = _Waiting.INDEX
+            self._note = "the fingerprints of the replica are not known here: the target sends them"
+            return [*actions, FetchIndex(state.committed)]
+        if (turn := self._turn.need(self._pace, assigned, self._now, copy=False)) is not None:
+            return [*actions, *turn]
+        self._point = state.committed.number + 1 if state.committed else 1, self._new_id()
         self._waiting = _Waiting.POINT
-        self._opened = self._now
-        self._wanted = False  # now, not when it is open: a wish that comes in between is for a later instant
-        consistency = "application" if assigned.application_consistent else "crash"
+        ago = state.instant - state.application if state.application else _EVER
+        consistency = self._pace.open(assigned, self._now, ago=ago)
+        self._progress.opened(self._now, self._turn.waited)
         return [*actions, OpenPoint(*self._point, consistency)]
 
-    # ---------------------------------------------------------------------------------------------- source
+    # ------------------------------------------------------------------------------------ target and source
+
+    def _take_target_failure(self, error: TwinsiteError) -> list[Action]:
+        waiting, self._waiting = self._waiting, None
+        if waiting is _Waiting.INDEX:
+            self._fetch.failures += 1
+            if self._fetch.failures >= FETCH_TRIES:
+                self._fetch = _Fetch(not_before=self._now + FETCH_RETRY_SECONDS)
+        return self._fail(error)
+
+    def _take_index(self, event: IndexFetched) -> list[Action]:
+        self._waiting = None
+        self._source = None  # its index is another now
+        if not event.sound:
+            self._fetch = _Fetch(not_before=self._now + FETCH_RETRY_SECONDS)
+            return []
+        self._fetch = _Fetch()
+        return self._persist(replace(self._state, trusted=True, disks=event.disks))
 
     def _take_point(self, event: PointOpened) -> list[Action]:
         self._waiting = None
-        source, parent = self._source, self._state.committed
-        if self._point is None or source is None or self._fenced or (self._assigned and self._assigned.paused):
+        source, target, assigned = self._source, self._target, self._assigned
+        if not self._point or not source or not target or not assigned or assigned.paused or self._fenced:
             return [ClosePoint(), DiscardPoint()]
-        plan = resync.plan(self._state, source.anchor, whole=event.whole)
-        header = CycleHeader(
+        plan = resync.plan(
+            self._state, source.anchor, whole=event.whole, offline=assigned.offline, awaiting=target.awaiting_seed
+        )
+        if plan is None:
+            self._note = "changes were not known while the seed is on its way: the disks are compared once it is there"
+            self._pace.postpone(assigned, self._now)
+            return [ClosePoint(), DiscardPoint(), *self._turn.end()]
+        if plan.kind is not Kind.DELTA or self._state.recoverable:
+            self._note = resync.note(plan, whole=event.whole, doubt=event.doubt)
+        header = self._header(event, plan)
+        added = resync.added(self._state, event.disks)
+        if plan.kind is Kind.DELTA:
+            self._flight = Flight(header, None, plan.suppress)
+            self._waiting = _Waiting.READ
+            return [ReadPoint(header, plan.suppress, added, resync.forced(target.wanted, event.disks))]
+        # A copy is not read from the point, which would stay open for hours. The point is its anchor: whatever is
+        # written from here on, and read torn or too early by the copy, is in the cycle that follows it.
+        start = Position(len(event.disks)) if plan.placeholder else Position()
+        flight = Flight(
+            header, Checkpoint(position=start), plan.suppress, whole=added if plan.suppress else frozenset()
+        )
+        self._flight = flight
+        self._progress.copying(self._now)
+        return [ClosePoint(), DropPending(), *self._persist(replace(self._state, flight=flight))]
+
+    def _header(self, event: PointOpened, plan: resync.Plan) -> CycleHeader:
+        number, id_ = self._point or (0, b"")
+        parent = self._state.committed
+        return CycleHeader(
             vm_id=self._vm_id,
-            id=self._point[1],
-            number=self._point[0],
+            id=id_,
+            number=number,
             parent=parent.number if parent else 0,
             term=self._state.term,
             kind=plan.kind,
@@ -305,24 +331,8 @@ class Sender:
             disks=event.disks,
             machine=event.machine,
             parent_id=parent.id if parent else b"",
+            placeholder=plan.placeholder,
         )
-        if plan.kind is Kind.DELTA:
-            self._flight = Flight(header, None, plan.suppress)
-            self._waiting = _Waiting.READ
-            return [ReadPoint(header, plan.suppress, resync.added(self._state, event.disks))]
-        # A copy is not read from the point, which would stay open for hours. The point is its anchor: whatever is
-        # written from here on, and read torn or too early by the copy, is in the cycle that follows it.
-        flight = Flight(header, Checkpoint(), plan.suppress)
-        self._flight = flight
-        self._source_seconds = self._now - self._opened
-        self._compress_seconds = 0.0
-        self._read = self._now
-        return [
-            ClosePoint(),
-            DropPending(),
-            *self._persist(replace(self._state, flight=flight)),
-            *self._begin(flight, Checkpoint()),
-        ]
 
     def _take_spool(self, event: PointRead) -> list[Action]:
         self._waiting = None
@@ -331,9 +341,7 @@ class Sender:
             return [ClosePoint(), DropSpool()]
         self._spool = event.batches
         self._durable = 0
-        self._read = self._now
-        self._compress_seconds = event.compress_seconds
-        self._source_seconds = max(0.0, self._now - self._opened - event.compress_seconds)
+        self._progress.point_read(event, self._now)
         return [ClosePoint(), *self._begin(flight, Checkpoint())]
 
     def _take_source_failure(self, event: SourceFailed) -> list[Action]:
@@ -361,10 +369,10 @@ class Sender:
         if self._spool is not None and after.sequence:
             digest = self._spool[after.sequence - 1].digest
         self._streams += 1
-        self._stream = _Stream(self._streams, after.sequence, digest, position=after.position)
+        self._stream = Stream(self._streams, after.sequence, digest, after.position)
         return [BeginStream(self._streams, flight.header, after.sequence), *self._pump(self._stream)]
 
-    def _pump(self, stream: _Stream) -> list[Action]:
+    def _pump(self, stream: Stream) -> list[Action]:
         """Hand over what the window takes, then the end."""
         flight = self._flight
         if flight is None or stream.ended:
@@ -378,7 +386,7 @@ class Sender:
             actions += self._finish(stream, flight)
         return actions
 
-    def _pump_copy(self, stream: _Stream, flight: Flight) -> list[Action]:
+    def _pump_copy(self, stream: Stream, flight: Flight) -> list[Action]:
         if stream.reading:
             return []
         if stream.position.disk >= len(flight.header.disks):
@@ -394,60 +402,62 @@ class Sender:
         stream.reading = True
         return [
             ReadSlice(
-                stream.number, flight.header, stream.sent + 1, stream.sent_digest, stream.position, flight.suppressed
+                stream.number,
+                flight.header,
+                stream.sent + 1,
+                stream.sent_digest,
+                stream.position,
+                flight.suppressed,
+                flight.whole,
             )
         ]
 
-    def _send(self, stream: _Stream, batch: Ready, position: Position) -> list[Action]:
-        stream.sent, stream.sent_digest = batch.sequence, batch.digest
-        stream.in_flight.append((batch, position))
-        stream.bytes += batch.wire_bytes
-        self._wire += batch.wire_bytes
-        self._changed += batch.changed_bytes
+    def _send(self, stream: Stream, batch: Ready, position: Position) -> list[Action]:
+        stream.took(batch, position)
+        self._progress.sent(batch)
         return [SendBatch(stream.number, batch.sequence)]
 
-    def _finish(self, stream: _Stream, flight: Flight) -> list[Action]:
+    def _finish(self, stream: Stream, flight: Flight) -> list[Action]:
         """Everything was handed over: from `end` on the target may commit, so its fingerprints are durable first."""
         stream.ended = True
-        self._ended = self._now
+        self._progress.ended(self._now)
         actions: list[Action] = [StorePending(flight.header.id, stream.sent)]
         if not flight.ended:
             flight = self._flight = replace(flight, ended=True)
             actions += self._persist(replace(self._state, flight=flight))
         return [*actions, SendEnd(stream.number, stream.sent, stream.sent_digest)]
 
-    def _take_in_stream(self, stream: _Stream, event: SliceRead | Durable | CommitAcked | StreamLost) -> list[Action]:
+    def _take_in_stream(self, stream: Stream, event: SliceRead | Durable | CommitAcked | StreamLost) -> list[Action]:
         match event:
             case SliceRead(_, batch, position):
                 stream.reading = False
+                self._progress.slice_read(event)
                 stream.position = position
                 return self._send(stream, batch, position) if batch else []
             case Durable(_, sequence):
                 return self._take_durable(stream, sequence)
-            case CommitAcked(_, committed):
+            case CommitAcked(committed=committed):
                 flight = self._flight
                 if flight is None or committed != flight.named or not stream.ended:
                     return [*self._close(), *self._fail(UnexpectedAck(committed.number))]
                 self._stream = None
+                self._progress.acked(event)
                 return self._arrived(flight)
             case StreamLost(_, error):
                 self._stream = None
                 return self._fail(error)
 
-    def _take_durable(self, stream: _Stream, sequence: int) -> list[Action]:
+    def _take_durable(self, stream: Stream, sequence: int) -> list[Action]:
         flight = self._flight
-        checkpoint = None
-        while stream.in_flight and stream.in_flight[0][0].sequence <= sequence:
-            batch, position = stream.in_flight.popleft()
-            stream.bytes -= batch.wire_bytes
-            checkpoint = Checkpoint(batch.sequence, batch.digest, position)
+        batches, checkpoint = stream.durable(sequence)
         if checkpoint is None or flight is None:
             return []
-        self._failures = 0
+        self._pace.failures = 0
         self._reason = None
         if flight.checkpoint is None:
             self._durable = checkpoint.sequence
             return []
+        self._progress.brought(batches)
         # Fingerprints before the checkpoint that relies on them. It never passes what the target has made durable, so
         # going on from here needs nothing of either end that a crash could have taken.
         self._flight = replace(flight, checkpoint=checkpoint)
@@ -459,7 +469,7 @@ class Sender:
     # ------------------------------------------------------------------------------------------ how it ends
 
     def _arrived(self, flight: Flight) -> list[Action]:
-        if not flight.ended:
+        if not flight.ended or flight.header.placeholder:
             # Only a state folder that was restored from an older copy says so: not all fingerprints are in it.
             return [*self._take_applied(sound=False), *self._next()]
         self._waiting = _Waiting.APPLIED
@@ -467,38 +477,34 @@ class Sender:
 
     def _take_applied(self, *, sound: bool) -> list[Action]:
         self._waiting = None
-        flight = self._flight
+        flight, target = self._flight, self._target
         if flight is None:
             return []
         header = flight.header
-        consistent = header.kind is Kind.DELTA
+        copy = header.kind is not Kind.DELTA
+        consistent = not copy and not (target and (target.awaiting_seed or len(target.wanted) >= MANY_WANTED))
         self._flight = self._spool = None
-        self._cycles += 1
-        self._failures = 0
         self._reason = None
         self._confirmed = True
         self._source = None  # ask before the next one: the anchor has moved
-        self._target = TargetState(self._state.term, flight.named, None)
-        if self._opened != _NEVER:  # not a cycle of an earlier life
-            ended = max(self._ended, self._read)
-            self._timing = schedule.Timing(
-                self._source_seconds, self._compress_seconds, ended - self._read, self._now - ended
-            )
-        if not consistent or self._assigned is None:
-            self._due = self._now  # a copy is worth nothing before its delta
-        else:
-            self._due = schedule.due(self._opened, self._assigned.frequency, self._now)
+        # What it wants after this one, and whether its seed has come, it has to say itself.
+        open_questions = target is None or target.awaiting_seed or target.wanted or header.placeholder
+        self._target = None if open_questions else TargetState(self._state.term, flight.named, None)
+        seconds = self._progress.done(header, self._now, copy=copy)
+        self._pace.committed(self._assigned, self._now, copy=copy, consistency=header.consistency, seconds=seconds)
+        application = header.instant if header.consistency == "application" else self._state.application
         state = replace(
             self._state,
             committed=flight.named,
             disks=header.disks,
             recoverable=consistent,
             instant=header.instant if consistent else self._state.instant,
+            application=application,
             trusted=sound and (flight.complete or self._state.trusted),
             flight=None,
         )
         # The source lets go of the changes last: until the state says committed, they may be needed again.
-        return [*self._persist(state), AckPoint(flight.named), DropPending(), DropSpool()]
+        return [*self._persist(state), AckPoint(flight.named), DropPending(), DropSpool(), *self._turn.end()]
 
     def _give_up(self) -> list[Action]:
         """The cycle on its way will not arrive; its changes go back to where the next one finds them."""
@@ -517,18 +523,16 @@ class Sender:
     def _fail(self, error: TwinsiteError) -> list[Action]:
         """Try again later; what both ends hold is asked anew, which also finds a newer term."""
         self._reason = error
-        self._failures += 1
+        self._progress.failures += 1
         self._target = self._source = None
-        self._not_before = self._now + schedule.backoff(
-            self._failures, self._assigned.frequency if self._assigned else 1
-        )
-        return []
+        self._pace.failed(self._assigned, self._now)
+        return self._turn.end()
 
     def _fence(self, term: int) -> list[Action]:
         self._fenced = True
         self._reason = OlderTerm(self._state.term, term)
         self._spool = None
-        return [*self._close(), DropSpool()]
+        return [*self._close(), DropSpool(), *self._turn.end()]
 
     def _take_assignment(self, event: Assigned) -> list[Action]:
         before = self._assigned
@@ -536,10 +540,9 @@ class Sender:
             self._reason = OlderTerm(event.term, self._state.term)
             self._fenced = True
             self._spool = None
-            return [*self._close(), DropSpool()]
+            return [*self._close(), DropSpool(), *self._turn.end()]
         self._assigned = event
-        if before and not self._waiting and not self._flight:
-            self._due = min(self._due, schedule.due(self._opened, event.frequency, self._now))
+        self._pace.assigned(before, event, self._now, idle=not self._waiting and not self._flight)
         actions: list[Action] = []
         if event.term > self._state.term:
             actions = self._persist(replace(self._state, term=event.term))

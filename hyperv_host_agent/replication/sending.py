@@ -14,7 +14,7 @@ How to act on what `handle` returns:
 
 from dataclasses import dataclass
 
-from hyperv_host_agent.replication.cycle import Committed, CycleHeader, DiskGeometry, TargetState
+from hyperv_host_agent.replication.cycle import Committed, CycleHeader, DiskGeometry, TargetState, Wanted
 from hyperv_host_agent.replication.state import Position, SenderState
 from twinsite.errors import TwinsiteError
 
@@ -28,7 +28,9 @@ class Assigned:
     term: int
     frequency: float  # seconds from instant to instant
     paused: bool = False
-    application_consistent: bool = False
+    application_every: float = 0.0  # an application-consistent point is tried every so many seconds; 0: never
+    offline: bool = False  # the first copy comes on media: its cycle is a placeholder
+    not_before: float = 0.0  # a first copy does not start before it, by the clock of `now`
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class TargetKnown:
 
 @dataclass(frozen=True, slots=True)
 class TargetFailed:
-    """Reply to AskTarget that could not be had: unreachable, refused …"""
+    """Reply to AskTarget or FetchIndex that could not be had: unreachable, refused …"""
 
     error: TwinsiteError
 
@@ -62,6 +64,21 @@ class SourceKnown:
     anchor: Committed | None  # of `ChangeSource.status()`
     disks: tuple[DiskGeometry, ...]  # `ChangeSource.disks()`
     index: Committed | None  # the cycle the fingerprint index describes; None: there is none, or it is damaged
+
+
+@dataclass(frozen=True, slots=True)
+class IndexFetched:
+    """Reply to FetchIndex."""
+
+    sound: bool  # False: the target cannot say it (its own fingerprints are damaged, it has another cycle by now)
+    disks: tuple[DiskGeometry, ...] = ()  # of that cycle, when it is sound
+
+
+@dataclass(frozen=True, slots=True)
+class TurnGiven:
+    """Reply to AskTurn. One that a newer AskTurn or an EndTurn crossed may still come, or never; it is ignored."""
+
+    turn: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +101,7 @@ class PointOpened:
     disks: tuple[DiskGeometry, ...]
     whole: bool  # Tracking.OK: `dirty` names what changed; otherwise it names everything
     machine: bytes = b""
+    doubt: str = ""  # why it is not whole, a part of a sentence: "the agent was killed while the VM ran"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +112,8 @@ class Ready:
     wire_bytes: int  # of the whole message
     digest: bytes  # chain digest after it
     changed_bytes: int = 0  # logical bytes it brings, zeros included
+    content_bytes: int = 0  # of these not zero: what the compressor was given
+    disk: int = 0  # index into the cycle's disks
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +132,8 @@ class SliceRead:
     stream: int
     batch: Ready | None
     position: Position  # disk == number of disks: the copy is complete
+    read_seconds: float = 0.0
+    compress_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +157,7 @@ class CommitAcked:
 
     stream: int
     committed: Committed
+    cap_seconds: float = 0.0  # for which rate caps held the stream back
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +174,8 @@ Event = (
     | SyncRequested
     | TargetKnown
     | TargetFailed
+    | IndexFetched
+    | TurnGiven
     | SourceKnown
     | SourceFailed
     | PointOpened
@@ -182,6 +207,34 @@ class Persist:
 @dataclass(frozen=True, slots=True)
 class AskTarget:
     """`Replication.Open` with a deadline. Replies TargetKnown or TargetFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class AskTurn:
+    """Wait until this VM may run among the others of the host. Replies TurnGiven; replaces an AskTurn that waits."""
+
+    turn: int  # 1, 2, 3 … in this process
+    deadline: float  # by the clock of `now`: when the cycle should be committed; earliest first
+    expected: float  # seconds the turn will probably last
+    copy: bool  # a whole copy: limited separately, and never in the way of cycles
+    urgent: bool = False  # asked for now by a person or a planned failover: before all others
+
+
+@dataclass(frozen=True, slots=True)
+class EndTurn:
+    """Give the turn back, or take back what was asked. Repeatable; also due when the sender is dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchIndex:
+    """Build the fingerprint index from the target's fingerprints of this cycle, whole and durable.
+
+    Replies IndexFetched, or TargetFailed when the target could not be reached.
+
+    Repeatable: a crash in the middle leaves the old index, or none, or the new one; SourceKnown says which.
+    """
+
+    committed: Committed
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,12 +274,14 @@ class ReadPoint:
     SourceFailed.
 
     Of every disk: the clusters `dirty` names, or all when the disk is in `whole`. A cluster is left out when `suppress`
-    and the index has its fingerprint (zero for a hole) for a disk not in `whole`.
+    and the index has its fingerprint (zero for a hole) for a disk not in `whole`. Clusters in `forced` go in any case,
+    zeros too, and like all others once.
     """
 
     header: CycleHeader
     suppress: bool
     whole: frozenset[str]  # ids of disks the target does not have yet: every cluster goes, zeros too
+    forced: tuple[Wanted, ...] = ()  # clusters the target lacks; within the header's disks
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +289,10 @@ class ReadSlice:
     """Read on from `position` with `read_now`, until a batch is full or a few hundred clusters were looked at. Replies
     SliceRead or SourceFailed.
 
-    Everything is sent, zeros too, but what the index has when `suppress`. Pending fingerprints of batches from
-    `sequence` on, left by an older stream, are forgotten first. The batch is kept until its SendBatch was acted on.
+    Everything is sent, zeros too, but what the index has when `suppress` and the disk is not in `whole`. What a disk no
+    longer has, because it shrank or went since the copy began, is zeros: the cycle after the copy brings the new
+    geometry. Pending fingerprints of batches from `sequence` on, left by an older stream, are forgotten first. The
+    batch is kept until its SendBatch was acted on.
     """
 
     stream: int
@@ -244,6 +301,7 @@ class ReadSlice:
     digest: bytes  # chain digest before it
     position: Position
     suppress: bool
+    whole: frozenset[str] = frozenset()  # ids of disks of which everything goes, also what the index has
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +373,9 @@ Action = (
     Wake
     | Persist
     | AskTarget
+    | AskTurn
+    | EndTurn
+    | FetchIndex
     | AskSource
     | AckPoint
     | DiscardPoint

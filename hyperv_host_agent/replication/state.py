@@ -35,6 +35,7 @@ class Flight:
     checkpoint: Checkpoint | None  # of a copy; None: the cycle was read from a point
     suppressed: bool  # clusters were left out because the fingerprint index said the target has them
     ended: bool = False  # all its fingerprints are stored; its end may have been sent
+    whole: frozenset[str] = frozenset()  # of a copy: disks its parent does not have, of which zeros go too
 
     @property
     def named(self) -> Committed:
@@ -43,7 +44,7 @@ class Flight:
     @property
     def complete(self) -> bool:
         """It brings every cluster of every disk."""
-        return self.checkpoint is not None and not self.suppressed
+        return self.checkpoint is not None and not self.suppressed and not self.header.placeholder
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class SenderState:
     disks: tuple[DiskGeometry, ...] = ()  # of that cycle
     recoverable: bool = False  # that cycle is consistent; False: a copy that waits for its delta, or not known
     instant: float = 0.0  # of the newest consistent cycle at the target, seconds since 1970; 0: none
+    application: float = 0.0  # instant of the newest application-consistent one; 0: none
     trusted: bool = False  # the fingerprint index describes exactly `committed`
     flight: Flight | None = None
 
@@ -70,12 +72,14 @@ def dump(state: SenderState) -> bytes:
             "disks": _disks(state.disks),
             "recoverable": state.recoverable,
             "instant": state.instant,
+            "application": state.application,
             "trusted": state.trusted,
             "flight": flight
             and {
                 "header": _header(flight.header),
                 "suppressed": flight.suppressed,
                 "ended": flight.ended,
+                "whole": sorted(flight.whole),
                 "checkpoint": flight.checkpoint
                 and {
                     "sequence": flight.checkpoint.sequence,
@@ -102,6 +106,7 @@ def load(data: bytes) -> SenderState:
         disks=_geometry(tree["disks"]),
         recoverable=tree["recoverable"],
         instant=tree["instant"],
+        application=tree["application"],
         trusted=tree["trusted"],
         flight=Flight(
             header=_cycle(flight["header"]),
@@ -112,6 +117,7 @@ def load(data: bytes) -> SenderState:
             else None,
             suppressed=flight["suppressed"],
             ended=flight["ended"],
+            whole=frozenset(flight["whole"]),
         )
         if flight
         else None,
@@ -139,6 +145,7 @@ def _header(header: CycleHeader) -> dict[str, object]:
         "consistency": header.consistency,
         "disks": _disks(header.disks),
         "machine": header.machine.hex(),
+        "placeholder": header.placeholder,
     }
 
 

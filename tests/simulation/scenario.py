@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hyperv_host_agent.replication.cycle import CycleHeader, DiskGeometry, Kind
-from hyperv_host_agent.replication.sender import Phase
+from hyperv_host_agent.replication.progress import Phase
 from hyperv_host_agent.replication.sending import SyncRequested
 from tests.simulation import content
 from tests.simulation.machine import Guest, Snapshot

@@ -139,6 +139,12 @@ class Source:
                     self.judge_index()
             case say.AskTarget():
                 self.ask_target()
+            case say.AskTurn(turn):
+                self.reply(say.TurnGiven(turn))
+            case say.EndTurn():
+                pass
+            case say.FetchIndex():
+                self.reply(say.IndexFetched(sound=False))
             case say.AskSource():
                 self.ask_source()
             case say.AckPoint(committed):
@@ -273,12 +279,11 @@ class Source:
         header, position = action.header, action.position
         disk = header.disks[position.disk]
         size = disk.size // CLUSTER
-        # Which disks are there may have changed since: a read fails then.
-        if self.world.chance(self.flaky) or self.guest.sizes.get(disk.id, 0) < size or not self.guest.running:
+        if self.world.chance(self.flaky) or not self.guest.running:
             self.feed(say.SourceFailed(NotReadable(), action.stream))
             return
         end = min(size, position.cluster + self.clusters_per_batch)
-        held = self.guest.content[disk.id]
+        held = self.guest.content.get(disk.id, {})
         tokens = {c: held.get(c, content.ZERO) for c in range(position.cluster, end)}
         cells = self.wanted(header, position.disk, list(tokens.items()), suppress=action.suppress)
         after = states.Position(position.disk, end) if end < size else states.Position(position.disk + 1, 0)

@@ -110,7 +110,7 @@ class Target:
         if self.up:
             number = self.network.number()
             self.calls[number] = back
-            self.feed(say.Asked(number))
+            self.feed(say.Asked(number, self.replica.state()))
 
     def accept(self, to_source: Callable[[object], None]) -> Stream:
         life = self.life
@@ -196,6 +196,7 @@ class Target:
                 self.sync()
             case say.Commit():
                 self.commit()
+                self.feed(say.Stored(self.replica.state()))
             case say.Abandon():
                 self.replica.abandon()
                 self.promises.durable = (b"", 0)

@@ -160,7 +160,7 @@ def test_a_stream_that_is_not_entitled_takes_nothing_over():
 
 def test_an_answer_to_open_stays_true_because_it_ends_older_streams():
     receiver = receiving()
-    refuse, answer = receiver.handle(say.Asked(2), 0.0)
+    refuse, answer = receiver.handle(say.Asked(2, STATE), 0.0)
     assert isinstance(refuse, say.Refuse)
     assert answer == say.Answer(2, STATE)
     assert receiver.handle(say.EndReceived(1, 0, CHAIN_START), 0.0) == []

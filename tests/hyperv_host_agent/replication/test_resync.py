@@ -1,8 +1,17 @@
 import pytest
 
-from hyperv_host_agent.replication.cycle import Committed, CycleHeader, DiskGeometry, Kind, TargetState, Unfinished
-from hyperv_host_agent.replication.resync import Fate, Plan, added, adopt, copyable, fate, plan
+from hyperv_host_agent.replication.cycle import (
+    Committed,
+    CycleHeader,
+    DiskGeometry,
+    Kind,
+    TargetState,
+    Unfinished,
+    Wanted,
+)
+from hyperv_host_agent.replication.resync import Fate, Plan, added, adopt, copyable, fate, forced, plan
 from hyperv_host_agent.replication.state import Checkpoint, Flight, SenderState
+from twinsite.extents import CLUSTER, Run
 
 FOUR, FIVE, OTHER = Committed(4, b"4" * 16), Committed(5, b"5" * 16), Committed(4, b"x" * 16)
 DISKS = (DiskGeometry("d1", 1024), DiskGeometry("d2", 2048))
@@ -82,11 +91,31 @@ def test_an_added_disk_is_sent_whole():
     assert added(STATE, DISKS[:1]) == frozenset()
 
 
-def test_a_copy_ends_with_a_disk_that_shrank_or_went_or_an_index_that_went():
-    assert copyable(flight(), (DiskGeometry("d1", 9999), DISKS[1]), FOUR)
-    assert not copyable(flight(), (DiskGeometry("d1", 512), DISKS[1]), FOUR)
-    assert not copyable(flight(), DISKS[:1], FOUR)
-    assert copyable(flight(), DISKS, None)
-    assert copyable(flight(suppressed=True), DISKS, FOUR)
-    assert not copyable(flight(suppressed=True), DISKS, None)
-    assert not copyable(flight(suppressed=True), DISKS, FIVE)
+def test_a_copy_ends_with_the_index_it_relies_on_and_with_nothing_else():
+    assert copyable(flight(), None)
+    assert copyable(flight(suppressed=True), FOUR)
+    assert not copyable(flight(suppressed=True), None)
+    assert not copyable(flight(suppressed=True), FIVE)
+
+
+def test_with_its_seed_on_the_way_changes_flow_unsuppressed():
+    assert plan(STATE, FOUR, whole=True, offline=True, awaiting=True) == Plan(Kind.DELTA, suppress=False)
+
+
+def test_with_its_seed_on_the_way_and_changes_not_known_nothing_is_sent():
+    assert plan(STATE, FOUR, whole=False, offline=True, awaiting=True) is None
+    assert plan(STATE, FIVE, whole=True, offline=True, awaiting=True) is None
+
+
+def test_a_seed_that_was_called_off_is_a_whole_copy_over_the_network():
+    assert plan(STATE, FOUR, whole=True, offline=False, awaiting=True) == Plan(Kind.RESYNC, suppress=False)
+
+
+def test_a_first_cycle_whose_content_comes_on_media_is_a_placeholder():
+    assert plan(SenderState(), None, whole=True, offline=True) == Plan(Kind.INITIAL, suppress=False, placeholder=True)
+
+
+def test_wanted_clusters_are_asked_of_the_disks_as_they_are():
+    wanted = (Wanted("d1", Run(3, 10)), Wanted("d1", Run(20, 1)), Wanted("gone", Run(0, 1)), Wanted("d2", Run(0, 2)))
+    disks = (DiskGeometry("d1", 8 * CLUSTER), DiskGeometry("d2", 512))
+    assert forced(wanted, disks) == (Wanted("d1", Run(3, 5)), Wanted("d2", Run(0, 1)))

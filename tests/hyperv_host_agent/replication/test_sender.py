@@ -5,7 +5,8 @@ import pytest
 from hyperv_host_agent.replication import sending as say
 from hyperv_host_agent.replication.cycle import Committed, DiskGeometry, Kind, TargetState, Unfinished
 from hyperv_host_agent.replication.ownership import OlderTerm
-from hyperv_host_agent.replication.sender import Phase, Sender
+from hyperv_host_agent.replication.progress import Phase
+from hyperv_host_agent.replication.sender import Sender
 from hyperv_host_agent.replication.state import Checkpoint, Flight, Position, SenderState
 from twinsite.errors import Exhausted, Unreachable
 from twinsite.extents import CLUSTER
@@ -55,11 +56,14 @@ def one(actions, kind):
 
 
 def tell(sender, *events, now=0.0):
-    """The answer to the last of the events."""
+    """The answer to the last of the events; a turn is given at once and not spoken of."""
     answer = []
     for event in events:
         answer = sender.handle(event, now)
-    return answer
+        while asked := [action for action in answer if isinstance(action, say.AskTurn)]:
+            rest = [action for action in answer if not isinstance(action, say.AskTurn)]
+            answer = rest + sender.handle(say.TurnGiven(asked[-1].turn), now)
+    return [action for action in answer if not isinstance(action, say.EndTurn)]
 
 
 def sending(sender, batches=2):
@@ -115,7 +119,7 @@ def test_a_cycle_that_took_longer_than_its_period_says_why_and_is_followed_at_on
     tell(sender, ASSIGNED, target(), source())
     tell(sender, opened(), say.PointRead((ready(1),), compress_seconds=1.0), now=2.0)
     tell(sender, say.CommitAcked(1, Committed(5, (1).to_bytes(16, "big"))), now=50.0)
-    assert kinds(tell(sender, say.Applied(sound=True), now=51.0))[-1] == "AskSource"
+    assert kinds(tell(sender, say.Applied(sound=True), now=51.0))[-1] == "AskTarget"
     assert sender.view.late == "target"
     assert sender.view.last_seconds == 51.0
 
@@ -130,9 +134,18 @@ def test_without_sound_fingerprints_the_index_is_not_trusted_again():
 
 
 @pytest.mark.parametrize("index", [None, Committed(5, b"5" * 16)])
-def test_an_index_that_is_missing_or_of_another_cycle_suppresses_nothing(index):
+def test_an_index_that_is_missing_or_of_another_cycle_is_had_from_the_target(index):
     sender = make()
-    read = one(tell(sender, ASSIGNED, target(), source(index=index), opened()), say.ReadPoint)
+    actions = tell(sender, ASSIGNED, target(), source(index=index))
+    assert one(actions, say.FetchIndex).committed == FOUR
+    assert kinds(tell(sender, say.IndexFetched(sound=True, disks=DISKS))) == ["Persist", "AskSource"]
+    assert one(tell(sender, source(), opened()), say.ReadPoint).suppress
+
+
+def test_a_target_that_cannot_send_fingerprints_is_asked_once_and_nothing_suppressed():
+    sender = make()
+    tell(sender, ASSIGNED, target(), source(index=None), say.IndexFetched(sound=False))
+    read = one(tell(sender, source(index=None), opened()), say.ReadPoint)
     assert not read.suppress
 
 
@@ -277,10 +290,13 @@ def test_lost_tracking_is_a_copy_of_what_differs_over_the_point_that_is_open():
     assert sender.view.phase is Phase.RESYNCHRONIZING
 
 
-def test_a_target_that_is_behind_gets_everything():
-    actions = tell(make(), ASSIGNED, target(Committed(3, b"3" * 16)), source(), source(), opened())
+def test_a_target_that_is_behind_gets_what_differs():
+    three = Committed(3, b"3" * 16)
+    sender = make()
+    assert one(tell(sender, ASSIGNED, target(three), source(), source()), say.FetchIndex).committed == three
+    actions = tell(sender, say.IndexFetched(sound=True, disks=DISKS), source(index=three), opened())
     assert one(actions, say.BeginStream).header.parent == 3
-    assert not one(actions, say.ReadSlice).suppress
+    assert one(actions, say.ReadSlice).suppress
 
 
 def test_an_added_disk_is_read_whole():
