@@ -22,6 +22,8 @@ from hyperv_host_agent.preparation import Preparation
 from hyperv_host_agent.promotions import Promotions
 from hyperv_host_agent.recovery import Recovery
 from hyperv_host_agent.replicas import Replicas
+from hyperv_host_agent.sample_store import SampleStore
+from hyperv_host_agent.sampling import Sampling
 from hyperv_host_agent.settings import Settings
 from hyperv_host_agent.sources import Sources
 from hyperv_host_agent.store.base import ReplicaStore
@@ -101,6 +103,7 @@ async def _serving(
 ) -> AsyncIterator[Agent]:
     state = settings.state
     outbox, replicas, promotions = Outbox(), Replicas(store), Promotions(state / "promotions")
+    sampling = Sampling(SampleStore(state / "statistics.db"), clock)
     targets = Targets(replicas, promotions, hypervisor=hypervisor, outbox=outbox, clock=clock)
     listener: Running | None = None
     sources: Sources | None = None
@@ -113,6 +116,7 @@ async def _serving(
                 hypervisor=hypervisor,
                 membership=membership,
                 outbox=outbox,
+                sampling=sampling,
                 settings=settings.transfer,
                 clock=clock,
                 group=group,
@@ -133,7 +137,10 @@ async def _serving(
             inventory = Inventory(membership, hypervisor, store, outbox, clock, address=lambda: address)
             commands = Commands(journal, outbox, _handlers(recovery, preparation), inventory.look, group)
             assignments = _assignments(state, sources, targets, outbox)
-            link = Link(membership, clock=clock, outbox=outbox, commands=commands, assignments=assignments)
+            link = Link(
+                membership, clock=clock, outbox=outbox, commands=commands, assignments=assignments, sampling=sampling
+            )
+            await sampling.load()
             await assignments.load()
             await commands.resume()
             tasks = [
@@ -143,6 +150,7 @@ async def _serving(
                     targets.run(),
                     inventory.run(),
                     sources.power_on(assignments),
+                    sampling.run(),
                     membership.keep(),
                     link.run(),
                 )

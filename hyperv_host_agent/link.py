@@ -15,6 +15,7 @@ from hyperv_host_agent.causes import end_if_cancelled, first
 from hyperv_host_agent.commands import Commands
 from hyperv_host_agent.membership import Membership
 from hyperv_host_agent.outbox import Outbox
+from hyperv_host_agent.sampling import Sampling
 from twinsite import retry
 from twinsite.api.provider.v1 import host_link_pb2 as pb
 from twinsite.api.provider.v1 import host_link_pb2_grpc as rpc
@@ -41,12 +42,14 @@ class Link:
         outbox: Outbox,
         commands: Commands,
         assignments: Assignments,
+        sampling: Sampling,
     ) -> None:
         self._membership = membership
         self._clock = clock
         self._outbox = outbox
         self._commands = commands
         self._assignments = assignments
+        self._sampling = sampling
         self.connected = asyncio.Event()
 
     async def run(self) -> None:
@@ -76,6 +79,7 @@ class Link:
             self._outbox.begin(await asyncio.to_thread(self._commands.unstored))
             group.create_task(self._write(call))
             group.create_task(self._outbox.pace(self._clock))
+            group.create_task(self._sampling.session(self._outbox.samples))
             group.create_task(self._renewed())
             async for message in call:
                 await self._take(message)
@@ -108,3 +112,5 @@ class Link:
                 self._commands.cancel(message.cancel.id)
             case "result_stored":
                 await self._commands.stored(message.result_stored.id)
+            case "samples_stored":
+                await self._sampling.stored(message.samples_stored.id)

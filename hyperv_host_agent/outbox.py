@@ -72,6 +72,10 @@ class Outbox:
         self._progress.pop(result.id, None)
         self._send(pb.FromHost(result=result))
 
+    def samples(self, batch: pb.SampleBatch) -> None:
+        """Once; who keeps them gives them again in the next session."""
+        self._send(pb.FromHost(samples=batch))
+
     def status_of(self, vm_id: str) -> types_pb2.ReplicationStatus | None:
         return self._statuses.get(vm_id)
 

@@ -21,6 +21,7 @@ from hyperv_host_agent.pending import Pending
 from hyperv_host_agent.reading import Compressors, Reader
 from hyperv_host_agent.replication.progress import Phase, View
 from hyperv_host_agent.replication.sending import Assigned
+from hyperv_host_agent.sampling import Sampling
 from hyperv_host_agent.settings import TransferSettings
 from hyperv_host_agent.spool import Memory
 from hyperv_host_agent.store.rules import check_id
@@ -61,6 +62,7 @@ class Sources:
         hypervisor: Hypervisor,
         membership: Membership,
         outbox: Outbox,
+        sampling: Sampling,
         settings: TransferSettings,
         clock: Clock,
         group: asyncio.TaskGroup,
@@ -70,6 +72,7 @@ class Sources:
         self._hypervisor = hypervisor
         self._membership = membership
         self._outbox = outbox
+        self._sampling = sampling
         self._clock = clock
         self._group = group
         self._compressors = Compressors(settings.compressors)
@@ -88,6 +91,7 @@ class Sources:
             for vm_id in set(self._running) - set(wanted):
                 await self._stop(vm_id)
                 self._outbox.forget(vm_id)
+                self._sampling.forget(vm_id)
             for vm_id, assignment in wanted.items():
                 await self._assign(vm_id, assignment)
 
@@ -135,6 +139,7 @@ class Sources:
     async def _fence(self, assignment: types_pb2.Assignment) -> None:
         """Another host owns the VM: it is stopped here and does not start again."""
         vm_id, term = assignment.vm_id, assignment.term
+        self._sampling.forget(vm_id)
         self._report(vm_id, term, types_pb2.REPLICATION_STATE_FENCED)
         while True:
             try:
@@ -152,6 +157,7 @@ class Sources:
     async def _replicate(self, assignment: types_pb2.Assignment) -> None:
         """Until it is cancelled. A VM that cannot be opened is tried again; other VMs do not notice."""
         vm_id = assignment.vm_id
+        self._sampling.watch(vm_id)
         self._report(vm_id, assignment.term, types_pb2.REPLICATION_STATE_WAITING)
         while True:
             try:

@@ -19,6 +19,7 @@ from provider_agent.membership import Membership
 from provider_agent.outbox import Outbox
 from provider_agent.presence import Presences
 from provider_agent.runfiles import HostLine, Problem, Report, RunFiles
+from provider_agent.samples import Samples
 from provider_agent.sessions import Post, Sessions
 from provider_agent.settings import Settings
 from provider_agent.site import Site
@@ -91,12 +92,14 @@ async def _running(
     await site.look()
     assignments = Assignments(state / "assignments", hosts, outbox, post, clock)
     commands = Commands(journal, hosts, outbox, post)
+    samples = Samples(outbox, post)
     link = Link(
         membership,
         clock=clock,
         outbox=outbox,
         commands=commands,
         assignments=assignments,
+        samples=samples,
         site=site,
         on_standing=changed.set,
     )
@@ -109,7 +112,7 @@ async def _running(
         clock=clock,
         link_address=lambda: settings.advertise or addresses[0],
     )
-    sessions = Sessions(post, presences, assignments, commands, outbox)
+    sessions = Sessions(post, presences, assignments, commands, samples, outbox)
     run_files = RunFiles(state)
 
     async def report() -> None:

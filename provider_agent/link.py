@@ -16,6 +16,7 @@ from provider_agent.commands import Commands
 from provider_agent.joining import CoordinatorAway
 from provider_agent.membership import Membership
 from provider_agent.outbox import PACE_SECONDS, Outbox
+from provider_agent.samples import Samples
 from provider_agent.site import Site
 from twinsite import __version__, retry
 from twinsite.api.coordinator.v1 import identity_pb2, identity_pb2_grpc
@@ -58,11 +59,12 @@ class Link:
         outbox: Outbox,
         commands: Commands,
         assignments: Assignments,
+        samples: Samples,
         site: Site,
         on_standing: Callable[[], None],
     ) -> None:
         self._membership, self._clock, self._outbox = membership, clock, outbox
-        self._commands, self._assignments, self._site = commands, assignments, site
+        self._commands, self._assignments, self._samples, self._site = commands, assignments, samples, site
         self._on_standing = on_standing
         self._channel: Channel | None = None
         self.standing = Standing("connecting", clock.now())
@@ -169,6 +171,8 @@ class Link:
                 await self._commands.cancel(message.cancel.id)
             case "result_stored":
                 await self._commands.stored(message.result_stored.id)
+            case "samples_stored":
+                self._samples.stored(message.samples_stored)
             case "sync_clouds":
                 await self._site.look()
                 self._outbox.resend_inventory()

@@ -28,6 +28,8 @@ class Outbox:
         self._inventory_due = False
         self._statuses_due: set[StatusKey] = set()
         self._points_due: dict[PointsKey, pb.Points] = {}
+        self._samples: dict[str, pb.HostSamples] = {}  # by host; the newest batch, until it is stored
+        self._samples_due: set[str] = set()
         self._receipts: dict[str, None] = {}
         self._progress: dict[str, commands_pb2.CommandProgress] = {}
         self._results: dict[str, commands_pb2.CommandResult] = {}
@@ -70,6 +72,21 @@ class Outbox:
             self._points_due[key] = said
             self._wake.set()
 
+    def samples(self, batch: pb.HostSamples) -> None:
+        """In place of the host's former one: it sends the next when one is stored."""
+        self._samples[batch.host_id] = batch
+        self._samples_due.add(batch.host_id)
+        self._paced_wake.set()
+
+    def samples_stored(self, host_id: str, batch_id: int) -> None:
+        batch = self._samples.get(host_id)
+        if batch is not None and batch.id == batch_id:
+            self.forget_samples(host_id)
+
+    def forget_samples(self, host_id: str) -> None:
+        self._samples.pop(host_id, None)
+        self._samples_due.discard(host_id)
+
     def received(self, command_id: str) -> None:
         self._receipts[command_id] = None
         self._wake.set()
@@ -88,6 +105,7 @@ class Outbox:
         self._inventory_due = self._inventory.version > 0
         self._statuses_due = set(self._statuses)
         self._points_due = dict(self._points)
+        self._samples_due = set(self._samples)
         self._receipts.clear()
         self._progress.clear()
         # One that came since `results` was read is here only; one sent twice does no harm.
@@ -140,3 +158,7 @@ class Outbox:
         self._statuses_due.clear()
         for start in range(0, len(due), _STATUSES_PER_MESSAGE):
             yield pb.FromProvider(statistics=pb.Statistics(statuses=due[start : start + _STATUSES_PER_MESSAGE]))
+        samples = [self._samples[host_id] for host_id in sorted(self._samples_due)]
+        self._samples_due.clear()
+        for batch in samples:
+            yield pb.FromProvider(samples=batch)

@@ -10,6 +10,7 @@ from provider_agent.assignments import Assignments
 from provider_agent.commands import Commands
 from provider_agent.outbox import Outbox
 from provider_agent.presence import Presences
+from provider_agent.samples import Samples
 from twinsite.api.provider.v1 import host_link_pb2 as pb
 from twinsite.errors import Aborted, Exhausted, TwinsiteError, Unreachable
 
@@ -104,9 +105,15 @@ class Post:
 
 class Sessions:
     def __init__(
-        self, post: Post, presences: Presences, assignments: Assignments, commands: Commands, outbox: Outbox
+        self,
+        post: Post,
+        presences: Presences,
+        assignments: Assignments,
+        commands: Commands,
+        samples: Samples,
+        outbox: Outbox,
     ) -> None:
-        self._post, self._presences = post, presences
+        self._post, self._presences, self._samples = post, presences, samples
         self._assignments, self._commands, self._outbox = assignments, commands, outbox
 
     async def run(
@@ -132,6 +139,7 @@ class Sessions:
         finally:
             if self._post.close(session):
                 self._presences.connected(host_id, connected=False)
+                self._samples.gone(host_id)
                 log.info("host_disconnected")
 
     async def _take(self, host_id: str, message: pb.FromHost) -> None:
@@ -152,6 +160,8 @@ class Sessions:
                 self._commands.progress(host_id, message.progress)
             case "result":
                 await self._commands.result(host_id, message.result)
+            case "samples":
+                self._samples.take(host_id, message.samples)
             case "held":
                 _log.debug("assignments_held", host=host_id, version=message.held.version)
             case "received":

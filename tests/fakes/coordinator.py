@@ -101,6 +101,7 @@ class FakeCoordinator:
         self.result_count: Counter[str] = Counter()
         self.stored_count: Counter[str] = Counter()
         self.withhold_stored = False
+        self.store_samples = True
         self.links: list[Link] = []
         self.registrations = 0
         self.lose_replies = 0  # of Register and Renew, after the work is done
@@ -334,6 +335,9 @@ class _Link(link_pb2_grpc.LinkServicer):
                     self._owner.stored_count[result.id] += 1
                     stored = link_pb2.ToProvider(result_stored=link_pb2.ResultStored(id=result.id))
                     link.outgoing.put_nowait(stored)
+            elif message.WhichOneof("message") == "samples" and self._owner.store_samples:
+                stored = link_pb2.HostSamplesStored(host_id=message.samples.host_id, id=message.samples.id)
+                link.outgoing.put_nowait(link_pb2.ToProvider(samples_stored=stored))
         link.outgoing.put_nowait(None)
 
 

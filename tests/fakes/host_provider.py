@@ -59,6 +59,7 @@ class HostView:
     results: dict[str, commands_pb2.CommandResult] = field(default_factory=dict)
     received: list[str] = field(default_factory=list)
     held: int = 0
+    samples: list[types_pb2.Sample] = field(default_factory=list)  # stored ones
     sessions: int = 0
     times: list[float] = field(default_factory=list)  # when statuses came
     outgoing: asyncio.Queue[pb.ToHost] = field(default_factory=asyncio.Queue)
@@ -79,6 +80,7 @@ class HostProvider(rpc.HostEnrollmentServicer, rpc.HostLinkServicer):
         self.joins: list[bytes] = []  # public keys that asked
         self.cut_joins = 0  # so many joins are done and not answered
         self.store_results = True
+        self.store_samples = True
         self.link_address = self.join_address = ""
         self._secrets: dict[str, tuple[str, str]] = {}  # key id → secret, host name
         self._listeners: list[Running] = []
@@ -223,6 +225,10 @@ class HostProvider(rpc.HostEnrollmentServicer, rpc.HostLinkServicer):
                     view.outgoing.put_nowait(pb.ToHost(result_stored=pb.ResultStored(id=message.result.id)))
             case "received":
                 view.received.append(message.received.id)
+            case "samples" if self.store_samples:
+                view.samples.extend(message.samples.samples)
+                stored = pb.SamplesStored(id=message.samples.id)
+                view.outgoing.put_nowait(pb.ToHost(samples_stored=stored))
             case "held":
                 view.held = message.held.version
 
