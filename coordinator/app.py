@@ -35,8 +35,10 @@ from coordinator.protection import steps as protection
 from coordinator.protection.desired import Desired
 from coordinator.protection.reports import Reports
 from coordinator.protection.rpc import mounts as protection_mounts
+from coordinator.protection.seeds import Seeds
 from coordinator.protection.service import Protections
 from coordinator.recovery import steps as recovery
+from coordinator.recovery.marks import Marks
 from coordinator.recovery.service import Recoveries
 from coordinator.settings import Settings
 from coordinator.statistics.service import Statistics
@@ -140,6 +142,10 @@ class Services:
         self.pairs = pairs.Pairs(database, clock, self.jobs, desired)
         self.protections = Protections(database, clock, self.jobs, desired)
         self.recoveries = Recoveries(database, clock, self.jobs)
+        self.seeds = Seeds(database, clock, self.jobs)
+        self.seeds.register()
+        self.marks = Marks(database, clock, self.jobs)
+        self.marks.register()
         self.reports = Reports(database, clock, desired)
         self.statistics = Statistics(database, clock, self.protections)
         self.sessions = Sessions(self.inventory, self.reports, self.jobs, self.statistics, clock, self.vaults.name)
@@ -200,7 +206,7 @@ class Services:
             ),
             keys_mount(self.enrollment),
             *inventory_mounts(self.sessions, self.servers, Sites(self._database, pairs)),
-            *protection_mounts(self.pairs, self.protections, self.recoveries, self.statistics),
+            *protection_mounts(self.pairs, self.protections, self.recoveries, self.seeds, self.marks, self.statistics),
             *status_mounts(self.status),
             jobs_mount(self.jobs),
             audit_mount(self._database),

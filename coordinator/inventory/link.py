@@ -199,6 +199,7 @@ class Sessions:
                 statuses = list(message.statistics.statuses[:STATUSES])
                 for status in statuses:
                     _shorten(status.reason)
+                    status.late, status.note = status.late[:_TEXT], status.note[:_TEXT]
                 await self._replication.reported(server_id, statuses)
                 self._jobs.wake()
             case "points":

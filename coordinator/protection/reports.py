@@ -88,7 +88,7 @@ class Reports:
                 if point.vm_id == item.vm_id
                 and 0 < point.cycle <= LARGEST
                 and instant(point.instant)
-                and max(len(point.consistency), len(point.pinned_by)) <= LONGEST_NAME
+                and max(map(len, (point.consistency, point.pinned_by, point.name))) <= LONGEST_NAME
             ]
             await store.replace_points(connection, item.vm_id, points.host_id, good)
 

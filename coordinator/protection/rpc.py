@@ -12,8 +12,10 @@ from coordinator.protection.initial import Initial
 from coordinator.protection.model import Pair, Phase
 from coordinator.protection.pairs import Pairs as PairService
 from coordinator.protection.policy import Policy
+from coordinator.protection.seeds import Seeds
 from coordinator.protection.service import Protections
 from coordinator.protection.views import ProtectionView, VmView
+from coordinator.recovery.marks import Mark, Marks
 from coordinator.recovery.service import Recoveries
 from coordinator.statistics import rpc as statistics_rpc
 from coordinator.statistics.service import Statistics
@@ -50,8 +52,11 @@ class Pairs(admin_pb2_grpc.PairsServicer):
 
 
 class Machines(admin_pb2_grpc.MachinesServicer):
-    def __init__(self, protections: Protections, recoveries: Recoveries, statistics: Statistics) -> None:
+    def __init__(
+        self, protections: Protections, recoveries: Recoveries, seeds: Seeds, marks: Marks, statistics: Statistics
+    ) -> None:
         self._protections, self._recoveries, self._statistics = protections, recoveries, statistics
+        self._seeds, self._marks = seeds, marks
 
     async def List(self, request: admin_pb2.Empty, context: Context) -> admin_pb2.ListMachinesResponse:
         return admin_pb2.ListMachinesResponse(machines=[_machine(view) for view in await self._protections.all()])
@@ -110,13 +115,31 @@ class Machines(admin_pb2_grpc.MachinesServicer):
             dry_run=request.dry_run,
         )
 
+    async def Verify(self, request: admin_pb2.VerifyRequest, context: Context) -> admin_pb2.ActionResponse:
+        by = Mutation.of(context, "vm.verify")
+        return await self._marks.verify(
+            by, request.name, cycle=request.cycle, repair=request.repair, dry_run=request.dry_run
+        )
+
+    async def SeedExport(self, request: admin_pb2.SeedRequest, context: Context) -> admin_pb2.ActionResponse:
+        by = Mutation.of(context, "vm.seed-export", reason=request.reason)
+        return await self._seeds.export(by, request.name, request.path, dry_run=request.dry_run)
+
+    async def SeedImport(self, request: admin_pb2.SeedRequest, context: Context) -> admin_pb2.ActionResponse:
+        by = Mutation.of(context, "vm.seed-import", reason=request.reason)
+        return await self._seeds.import_(by, request.name, request.path, dry_run=request.dry_run)
+
 
 class RecoveryPoints(admin_pb2_grpc.RecoveryPointsServicer):
-    def __init__(self, recoveries: Recoveries) -> None:
-        self._recoveries = recoveries
+    def __init__(self, recoveries: Recoveries, marks: Marks) -> None:
+        self._recoveries, self._marks = recoveries, marks
 
     async def List(self, request: admin_pb2.ShowRequest, context: Context) -> admin_pb2.ListPointsResponse:
         return admin_pb2.ListPointsResponse(points=await self._recoveries.points(request.name))
+
+    async def Mark(self, request: admin_pb2.MarkPointRequest, context: Context) -> admin_pb2.ActionResponse:
+        by = Mutation.of(context, "point.mark", reason=request.reason)
+        return await self._marks.mark(by, request.vm, Mark.from_proto(request), dry_run=request.dry_run)
 
 
 def _pair(pair: Pair, source: CloudView | None, target: CloudView | None, protected: int) -> admin_pb2.Pair:
@@ -167,6 +190,7 @@ def _protection(view: ProtectionView) -> admin_pb2.Protection:
         tests=view.tests,
         protected_since=stamp(item.created),
         failover_cycle=item.failover_cycle if item.phase is Phase.FAILED_OVER else 0,
+        initial_start=stamp(item.initial_start if item.phase in (Phase.PREPARING, Phase.INITIAL) else 0.0),
     )
     source, target = view.source.status, view.target.status
     if source is not None:
@@ -177,13 +201,28 @@ def _protection(view: ProtectionView) -> admin_pb2.Protection:
         made.cycles = source.cycles
         made.last_cycle_seconds = source.last_cycle_seconds
         made.pending_bytes = source.pending_bytes
+        made.late, made.note = source.late, source.note
+        made.rate_bytes_per_second = source.rate_bytes_per_second
+        if source.HasField("last_causes"):
+            made.last_causes.CopyFrom(source.last_causes)
     if target is not None:
         made.newest_cycle = max(made.newest_cycle, target.committed_cycle if view.points else 0)
+        made.awaiting_seed = target.awaiting_seed
+        if target.HasField("scrub"):
+            made.scrub.CopyFrom(target.scrub)
     return made
 
 
-def mounts(pairs: PairService, protections: Protections, recoveries: Recoveries, statistics: Statistics) -> list[Mount]:
-    pair, machine, point = Pairs(pairs), Machines(protections, recoveries, statistics), RecoveryPoints(recoveries)
+def mounts(
+    pairs: PairService,
+    protections: Protections,
+    recoveries: Recoveries,
+    seeds: Seeds,
+    marks: Marks,
+    statistics: Statistics,
+) -> list[Mount]:
+    pair, point = Pairs(pairs), RecoveryPoints(recoveries, marks)
+    machine = Machines(protections, recoveries, seeds, marks, statistics)
     services = admin_pb2.DESCRIPTOR.services_by_name
     return [
         Mount(services["Pairs"], lambda to: admin_pb2_grpc.add_PairsServicer_to_server(pair, to)),

@@ -1,6 +1,6 @@
 """Why a test or a failover cannot be, or did not finish."""
 
-from twinsite.errors import Failed, NotFound, Precondition, Unreachable
+from twinsite.errors import Failed, InvalidInput, NotFound, Precondition, Unreachable
 
 
 class NoPoint(Precondition):
@@ -74,3 +74,42 @@ class TestGone(Failed):
 
     def __init__(self, test_id: str) -> None:
         self.test_id = test_id
+
+
+class NothingToMark(InvalidInput):
+    public = "nothing was asked of the point: neither to keep, nor to name, nor to lock it"
+    still_works = "nothing was changed"
+    next_step = "twinsite point --help"
+
+
+class InvalidLock(InvalidInput):
+    public = "a point is locked for 1 second to {error.days} days, not for {error.seconds} seconds"
+    still_works = "nothing was changed"
+    next_step = "name a time in the future, for example --for 30d"
+
+    def __init__(self, seconds: int, days: int) -> None:
+        self.seconds, self.days = seconds, days
+
+
+class LockNotShortened(Precondition):
+    public = "point {error.cycle} of VM {error.vm} is locked until {error.until}; a lock is never shortened"
+    still_works = "nothing was changed"
+    next_step = "leave it, or lock it for longer"
+
+    def __init__(self, vm: str, cycle: int, until: str) -> None:
+        self.vm, self.cycle, self.until = vm, cycle, until
+
+
+class DamageRemains(Failed):
+    public = "{error.left} clusters of the replica of VM {error.vm} are damaged"
+    still_works = "points that do not stand on them are good; replication goes on"
+    next_step = "{error.step}"
+
+    def __init__(self, vm: str, left: int, wanted: int, *, repair: bool) -> None:
+        self.vm, self.left = vm, left
+        if not repair:
+            self.step = f"twinsite vm verify {vm} --repair"
+        elif wanted:
+            self.step = f"{wanted} of them come with the source's next cycles; then twinsite vm verify {vm} again"
+        else:
+            self.step = f"twinsite point list {vm} shows which points are good"

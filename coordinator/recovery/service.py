@@ -46,9 +46,9 @@ class Recoveries:
             before = await by.repeated(connection, admin_pb2.ActionResponse, now=now)
             if before is not None:
                 return before
-            vm, protection = _protected(await look(connection, now), name)
+            vm, protection = protected_of(await look(connection, now), name)
             _settled(vm, protection)
-            point = _point(vm, protection, cycle)
+            point = point_of(vm, protection, cycle)
             age = duration(max(0.0, now - instant(point.instant)))
             answer = admin_pb2.ActionResponse(
                 consequences=[
@@ -145,13 +145,13 @@ class Recoveries:
             before = await by.repeated(connection, admin_pb2.ActionResponse, now=now)
             if before is not None:
                 return before
-            vm, protection = _protected(await look(connection, now), name)
+            vm, protection = protected_of(await look(connection, now), name)
             item = protection.item
             if item.phase is Phase.FAILED_OVER:
                 raise AlreadyFailedOver(vm.name, protection.target_host, item.term)
             if await failover_runs(self._jobs, item):
                 raise FailoverIsRunning(vm.name, item.job_id)
-            point = _point(vm, protection, cycle)
+            point = point_of(vm, protection, cycle)
             answer = _failover_consequences(vm, protection, point, now)
             if shutdown_source:
                 answer.consequences.insert(
@@ -188,7 +188,8 @@ class Recoveries:
             return await by.done(connection, f"vm/{vm.name}", answer, now=now, facts=facts)
 
 
-def _protected(views: list[VmView], name: str) -> tuple[VmView, ProtectionView]:
+def protected_of(views: list[VmView], name: str) -> tuple[VmView, ProtectionView]:
+    """Raises Unknown, Ambiguous, NotProtected, BeingUnprotected."""
     vm = resolve("vm", name, views, qualifier="cloud")
     if vm.protection is None:
         raise NotProtected(vm.name)
@@ -205,7 +206,7 @@ def _settled(vm: VmView, protection: ProtectionView) -> None:
         raise FailoverIsRunning(vm.name, item.job_id)
 
 
-def _point(vm: VmView, protection: ProtectionView, cycle: int) -> types_pb2.Point:
+def point_of(vm: VmView, protection: ProtectionView, cycle: int) -> types_pb2.Point:
     """The point of a cycle, 0: the newest. Raises NoPoint, PointMissing."""
     if not protection.points:
         raise NoPoint(vm.name)

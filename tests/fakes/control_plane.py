@@ -18,8 +18,10 @@ from coordinator.protection import steps as protection_steps
 from coordinator.protection.desired import Desired
 from coordinator.protection.pairs import Pairs
 from coordinator.protection.reports import Reports
+from coordinator.protection.seeds import Seeds
 from coordinator.protection.service import Protections
 from coordinator.recovery import steps as recovery_steps
+from coordinator.recovery.marks import Marks
 from coordinator.recovery.service import Recoveries
 from coordinator.statistics.service import Statistics
 from coordinator.status import rpc as status_rpc
@@ -64,6 +66,9 @@ class ControlPlane:
             desired = Desired(plane.authority.vault, plane.authority.signer, clock)
             protection_steps.Steps(jobs, desired).register()
             recovery_steps.Steps(jobs, desired).register()
+            seeds, marks = Seeds(database, clock, jobs), Marks(database, clock, jobs)
+            seeds.register()
+            marks.register()
             inventory = Inventory(database, clock)
             reports = Reports(database, clock, desired)
 
@@ -79,7 +84,12 @@ class ControlPlane:
                     Sessions(inventory, reports, jobs, statistics, clock, vault_name), servers, Sites(database, pairing)
                 ),
                 *protection_rpc.mounts(
-                    Pairs(database, clock, jobs, desired), protections, Recoveries(database, clock, jobs), statistics
+                    Pairs(database, clock, jobs, desired),
+                    protections,
+                    Recoveries(database, clock, jobs),
+                    seeds,
+                    marks,
+                    statistics,
                 ),
                 *status_rpc.mounts(StatusService(clock, servers, protections, jobs, vault_name)),
             ]

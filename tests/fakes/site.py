@@ -44,6 +44,8 @@ class FakeHost:
     refuse: dict[str, types_pb2.ErrorDetail] = field(default_factory=dict)
     stuck: set[str] = field(default_factory=set)
     done: list[str] = field(default_factory=list)  # actions, in order; each once per id
+    orders: list[commands_pb2.HostCommand] = field(default_factory=list)  # the same, whole
+    verified: commands_pb2.Verified = field(default_factory=commands_pb2.Verified)
 
     def status(self) -> types_pb2.HostStatus:
         return types_pb2.HostStatus(
@@ -63,6 +65,7 @@ class FakeHost:
     def execute(self, command: commands_pb2.HostCommand) -> Answer:
         action = command.WhichOneof("action") or ""
         self.done.append(action)
+        self.orders.append(command)
         if action in self.stuck:
             return None
         if action in self.refuse:
@@ -87,9 +90,26 @@ class FakeHost:
                 result.cycle = order.cycle or self.points[order.vm_id][-1].cycle
                 result.instant.CopyFrom(self.instant(order.vm_id, result.cycle))
                 result.machine.CopyFrom(self.replicas[order.vm_id])
+            case "mark_point":
+                result.point.CopyFrom(self._mark(command.mark_point))
+            case "verify_replica":
+                result.verified.CopyFrom(self.verified)
+            case "seed_export" | "seed_import":
+                result.seed_id = "seed-1"
+                result.note = "3 parts"
             case "remove_replica":
                 self.replicas.pop(command.remove_replica.vm_id, None)
         return result
+
+    def _mark(self, order: commands_pb2.MarkPoint) -> types_pb2.Point:
+        point = next(one for one in self.points[order.vm_id] if one.cycle == order.cycle)
+        if order.HasField("keep"):
+            point.kept = order.keep
+        if order.HasField("name"):
+            point.name = order.name
+        if order.HasField("lock_seconds"):
+            point.locked_until.FromSeconds(int(time.time()) + order.lock_seconds)
+        return point
 
 
 @dataclass
