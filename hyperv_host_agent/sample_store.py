@@ -46,11 +46,11 @@ class SampleStore:
     def minute(self, start: int) -> list[types_pb2.Sample]:
         return self._read("SELECT document FROM sample WHERE start = ?", start)
 
-    def oldest(self, count: int, size: int, *, but: int) -> list[types_pb2.Sample]:
-        """At most so many, of at most `size` bytes together but at least one; without the minute `but`."""
+    def oldest(self, count: int, size: int, *, but: tuple[int, int]) -> list[types_pb2.Sample]:
+        """At most so many, of at most `size` bytes together but at least one; without those two minutes."""
         found: list[types_pb2.Sample] = []
         for sample in self._read(
-            "SELECT document FROM sample WHERE start <> ? ORDER BY start, vm_id LIMIT ?", but, count
+            "SELECT document FROM sample WHERE start NOT IN (?, ?) ORDER BY start, vm_id LIMIT ?", *but, count
         ):
             size -= sample.ByteSize()
             if found and size < 0:

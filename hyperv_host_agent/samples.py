@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
+from hyperv_host_agent.replication.progress import CycleDone, View
 from twinsite.api.types.v1 import types_pb2
 
 MINUTE: Final = 60
@@ -17,55 +18,6 @@ _MAXIMA: Final = ("rpo_max_seconds", "seconds_max")
 Key = tuple[str, int]  # VM id, start
 
 
-class Timing(Protocol):
-    """Seconds of a cycle by cause, as in types.proto: Causes."""
-
-    @property
-    def source(self) -> float: ...
-    @property
-    def compress(self) -> float: ...
-    @property
-    def network(self) -> float: ...
-    @property
-    def target(self) -> float: ...
-    @property
-    def cap(self) -> float: ...
-    @property
-    def turn(self) -> float: ...
-
-
-class Cycle(Protocol):
-    """A committed cycle; each is another object."""
-
-    @property
-    def copy(self) -> bool: ...
-    @property
-    def seconds(self) -> float: ...
-    @property
-    def timing(self) -> Timing: ...
-    @property
-    def disks(self) -> tuple[tuple[str, int], ...]: ...
-
-
-class View(Protocol):
-    """How one replication does: counters that grow from 0 in each life of its sender."""
-
-    @property
-    def instant(self) -> float: ...
-    @property
-    def missed(self) -> int: ...
-    @property
-    def failures(self) -> int: ...
-    @property
-    def changed_bytes(self) -> int: ...
-    @property
-    def content_bytes(self) -> int: ...
-    @property
-    def wire_bytes(self) -> int: ...
-    @property
-    def last(self) -> Cycle | None: ...
-
-
 _COUNTERS: Final = ("missed", "failures", "changed_bytes", "content_bytes", "wire_bytes")
 
 
@@ -75,7 +27,7 @@ class _Tally:
 
     sample: types_pb2.Sample
     instant: float = 0.0
-    last: Cycle | None = None
+    last: CycleDone | None = None
     counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_COUNTERS, 0))
 
     def aged(self, now: float) -> None:
@@ -180,7 +132,7 @@ class Recorder:
         return begun or types_pb2.Sample(vm_id=vm_id, start_unix=self.minute)
 
 
-def _add_cycle(sample: types_pb2.Sample, cycle: Cycle) -> None:
+def _add_cycle(sample: types_pb2.Sample, cycle: CycleDone) -> None:
     sample.cycles += 1
     sample.seconds_sum += cycle.seconds
     sample.seconds_max = max(sample.seconds_max, cycle.seconds)

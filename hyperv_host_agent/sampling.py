@@ -8,8 +8,9 @@ from typing import Final, TypeVar
 import structlog
 
 from hyperv_host_agent import blocking
+from hyperv_host_agent.replication.progress import View
 from hyperv_host_agent.sample_store import SampleStore, SamplesUnwritable
-from hyperv_host_agent.samples import Recorder, View
+from hyperv_host_agent.samples import Recorder
 from twinsite.api.provider.v1 import host_link_pb2 as pb
 from twinsite.api.types.v1 import types_pb2
 from twinsite.clock import Clock
@@ -28,6 +29,7 @@ class Sampling:
     def __init__(self, store: SampleStore, clock: Clock) -> None:
         self._store, self._clock = store, clock
         self._recorder = Recorder()
+        self._open = 0  # the minute that was open when it was written last: what is stored of it is not all
         self._using = asyncio.Lock()
         self._sealed = asyncio.Event()  # there may be samples to send
         self._acked = asyncio.Event()
@@ -47,6 +49,7 @@ class Sampling:
     async def load(self) -> None:
         """The minute an earlier process left open; before the first view."""
         await self._roll()
+        self._open = self._recorder.minute
 
     async def run(self) -> None:
         """Writes what was recorded every few seconds; ends only when it is cancelled, with everything written."""
@@ -90,7 +93,7 @@ class Sampling:
         return pb.SampleBatch(id=secrets.randbits(63), samples=found) if found else None
 
     def _oldest(self) -> list[types_pb2.Sample]:
-        return self._store.oldest(BATCH_SAMPLES, BATCH_BYTES, but=self._recorder.minute)
+        return self._store.oldest(BATCH_SAMPLES, BATCH_BYTES, but=(self._open, self._recorder.minute))
 
     async def _roll(self) -> None:
         self._recorder.roll(self._clock.now())
@@ -98,9 +101,10 @@ class Sampling:
             self._recorder.restore(await self._use(self._store.minute, self._recorder.minute) or ())
 
     async def _flush(self) -> None:
-        samples = self._recorder.unsaved(self._clock.now())
-        if samples and await self._use(self._written, samples) is not None:
+        samples, minute = self._recorder.unsaved(self._clock.now()), self._recorder.minute
+        if not samples or await self._use(self._written, samples) is not None:
             self._recorder.saved(samples)
+            self._open = minute
             self._sealed.set()
 
     def _written(self, samples: list[types_pb2.Sample]) -> int:

@@ -177,6 +177,11 @@ class Sources:
         vm_id = assignment.vm_id
         pacer = self._pacing.pacer()
         shown = _Shown(self._outbox, vm_id, pacer)
+
+        def told(view: View) -> None:
+            shown.view(view)
+            self._sampling.view(vm_id, view)
+
         means = Means(
             vm_id=vm_id,
             folder=self._folder / vm_id,
@@ -188,7 +193,7 @@ class Sources:
             spool_folder=self._spool_folder,
             spool_memory=self._spool_memory,
             clock=self._clock,
-            on_view=shown.view,
+            on_view=told,
             on_failure=shown.failure,
         )
         source = self._running[vm_id]

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 import pytest
 
+from hyperv_host_agent.replication.progress import CycleDone, Phase, View
+from hyperv_host_agent.replication.schedule import Timing
 from hyperv_host_agent.sample_store import SampleStore, SamplesUnwritable
 from hyperv_host_agent.samples import Recorder
 from hyperv_host_agent.sampling import BATCH_SAMPLES, TICK_SECONDS, Sampling
@@ -19,38 +21,27 @@ BEGIN = 1_800_000_000.0  # a full minute
 VM = "0f6e0000-0000-4000-8000-000000000001"
 
 
-@dataclass
-class Timing:
-    source: float = 0.0
-    compress: float = 0.0
-    network: float = 0.0
-    target: float = 0.0
-    cap: float = 0.0
-    turn: float = 0.0
+def done(seconds: float = 1.0, *, copy: bool = False, disks: tuple[tuple[str, int], ...] = (), **causes) -> CycleDone:
+    return CycleDone(1, copy, "crash", seconds, Timing(**causes), 0, 0, 0, disks)
 
 
-@dataclass
-class Cycle:
-    seconds: float = 1.0
-    copy: bool = False
-    timing: Timing = field(default_factory=Timing)
-    disks: tuple[tuple[str, int], ...] = ()
-
-
-@dataclass
-class View:
-    instant: float = 0.0
-    missed: int = 0
-    failures: int = 0
-    changed_bytes: int = 0
-    content_bytes: int = 0
-    wire_bytes: int = 0
-    last: Cycle | None = None
-
-
-def sample_of(store: SampleStore, start: float) -> types_pb2.Sample:
-    (found,) = store.minute(int(start))
-    return found
+def seen(instant: float = 0.0, *, last: CycleDone | None = None, **counters: int) -> View:
+    """What a sender shows of itself."""
+    numbers = dict.fromkeys(("copied_bytes", "copy_bytes", "cycles", "missed", "failures"), 0)
+    numbers |= {"changed_bytes": 0, "content_bytes": 0, "wire_bytes": 0} | counters
+    return View(
+        phase=Phase.REPLICATING,
+        reason=None,
+        term=1,
+        committed=None,
+        instant=instant,
+        last_seconds=0.0,
+        causes=Timing(),
+        late="",
+        note="",
+        last=last,
+        **numbers,
+    )
 
 
 # ---- the recorder ------------------------------------------------------------------------------------------------
@@ -58,14 +49,14 @@ def sample_of(store: SampleStore, start: float) -> types_pb2.Sample:
 
 def test_a_minute_has_the_sums_of_its_cycles_and_its_own_alone() -> None:
     recorder = Recorder()
-    first = Cycle(2.0, timing=Timing(source=0.5, network=1.5), disks=(("a", 100), ("b", 20)))
-    second = Cycle(3.0, timing=Timing(network=3.0), disks=(("b", 5),))
-    view = View(BEGIN - 1, changed_bytes=120, content_bytes=100, wire_bytes=60, last=first)
+    first = done(2.0, source=0.5, network=1.5, disks=(("a", 100), ("b", 20)))
+    second = done(3.0, network=3.0, disks=(("b", 5),))
+    view = seen(BEGIN - 1, changed_bytes=120, content_bytes=100, wire_bytes=60, last=first)
     recorder.view(VM, view, BEGIN + 10)
     recorder.view(VM, view, BEGIN + 11)  # the same cycle again
-    view = View(BEGIN + 20, missed=1, failures=2, changed_bytes=125, content_bytes=101, wire_bytes=64, last=second)
+    view = seen(BEGIN + 20, missed=1, failures=2, changed_bytes=125, content_bytes=101, wire_bytes=64, last=second)
     recorder.view(VM, view, BEGIN + 30)
-    third = replace(view, instant=BEGIN + 61, changed_bytes=200, last=Cycle())
+    third = replace(view, instant=BEGIN + 61, changed_bytes=200, last=done())
     recorder.view(VM, third, BEGIN + 62)
     minute, following = recorder.unsaved(BEGIN + 62)
     assert (minute.start_unix, following.start_unix) == (BEGIN, BEGIN + 60)
@@ -79,8 +70,8 @@ def test_a_minute_has_the_sums_of_its_cycles_and_its_own_alone() -> None:
 
 def test_the_oldest_age_of_the_newest_point_is_that_just_before_the_next_or_at_the_end() -> None:
     recorder = Recorder()
-    recorder.view(VM, View(BEGIN - 5), BEGIN)
-    recorder.view(VM, View(BEGIN + 38), BEGIN + 40)  # the point of before was 45 s old
+    recorder.view(VM, seen(BEGIN - 5), BEGIN)
+    recorder.view(VM, seen(BEGIN + 38), BEGIN + 40)  # the point of before was 45 s old
     recorder.roll(BEGIN + 61)
     recorder.roll(BEGIN + 121)
     ages = {sample.start_unix - BEGIN: sample.rpo_max_seconds for sample in recorder.unsaved(BEGIN + 125)}
@@ -89,7 +80,7 @@ def test_the_oldest_age_of_the_newest_point_is_that_just_before_the_next_or_at_t
 
 def test_minutes_without_a_commit_have_a_sample_whose_age_grows() -> None:
     recorder = Recorder()
-    recorder.view(VM, View(BEGIN), BEGIN)
+    recorder.view(VM, seen(BEGIN), BEGIN)
     recorder.roll(BEGIN + 5 * 60 + 30)  # nobody looked for five minutes
     samples = recorder.unsaved(BEGIN + 5 * 60 + 30)
     assert [sample.start_unix for sample in samples] == [BEGIN + 60 * number for number in range(6)]
@@ -99,8 +90,8 @@ def test_minutes_without_a_commit_have_a_sample_whose_age_grows() -> None:
 
 def test_a_copy_is_no_cycle_and_its_bytes_are_no_churn() -> None:
     recorder = Recorder()
-    copy = Cycle(7200.0, copy=True, disks=(("a", 10**12),))
-    recorder.view(VM, View(changed_bytes=10**12, wire_bytes=10**11, last=copy), BEGIN)
+    copy = done(7200.0, copy=True, disks=(("a", 10**12),))
+    recorder.view(VM, seen(changed_bytes=10**12, wire_bytes=10**11, last=copy), BEGIN)
     (sample,) = recorder.unsaved(BEGIN + 1)
     assert (sample.cycles, sample.seconds_max, list(sample.disks)) == (0, 0, [])
     assert (sample.changed_bytes, sample.wire_bytes) == (10**12, 10**11)
@@ -108,17 +99,17 @@ def test_a_copy_is_no_cycle_and_its_bytes_are_no_churn() -> None:
 
 def test_a_sender_that_began_anew_counts_from_nothing() -> None:
     recorder = Recorder()
-    recorder.view(VM, View(failures=5, changed_bytes=100), BEGIN)
-    recorder.view(VM, View(failures=0, changed_bytes=0), BEGIN + 1)
-    recorder.view(VM, View(failures=1, changed_bytes=30), BEGIN + 2)
+    recorder.view(VM, seen(failures=5, changed_bytes=100), BEGIN)
+    recorder.view(VM, seen(failures=0, changed_bytes=0), BEGIN + 1)
+    recorder.view(VM, seen(failures=1, changed_bytes=30), BEGIN + 2)
     (sample,) = recorder.unsaved(BEGIN + 3)
     assert (sample.failures, sample.changed_bytes) == (6, 130)
 
 
 def test_a_clock_that_is_corrected_a_little_keeps_the_minute_open() -> None:
     recorder = Recorder()
-    recorder.view(VM, View(changed_bytes=1), BEGIN + 61)
-    recorder.view(VM, View(changed_bytes=3), BEGIN + 58)
+    recorder.view(VM, seen(changed_bytes=1), BEGIN + 61)
+    recorder.view(VM, seen(changed_bytes=3), BEGIN + 58)
     (sample,) = recorder.unsaved(BEGIN + 58)
     assert (sample.start_unix, sample.changed_bytes) == (BEGIN + 60, 3)
     recorder.roll(BEGIN + 10**9)  # and one that jumps far ahead does not make a million samples
@@ -145,14 +136,14 @@ def store(tmp_path: Path) -> Iterator[SampleStore]:
 def test_samples_come_back_oldest_first_in_bounded_batches_until_they_are_removed(store: SampleStore) -> None:
     store.write(reversed(samples(10)))
     store.write(samples(10))
-    assert store.oldest(3, 10**6, but=0) == samples(10)[:3]
-    assert store.oldest(100, samples(1)[0].ByteSize() + 10, but=0) == samples(10)[:1]
-    assert store.oldest(100, 0, but=0) == samples(10)[:1]
-    assert store.oldest(100, 10**6, but=int(BEGIN)) == samples(10)[1:]
+    assert store.oldest(3, 10**6, but=(0, 0)) == samples(10)[:3]
+    assert store.oldest(100, samples(1)[0].ByteSize() + 10, but=(0, 0)) == samples(10)[:1]
+    assert store.oldest(100, 0, but=(0, 0)) == samples(10)[:1]
+    assert store.oldest(100, 10**6, but=(0, int(BEGIN))) == samples(10)[1:]
     changed = types_pb2.Sample(vm_id=VM, start_unix=int(BEGIN), cycles=99)
     store.write([changed])
     assert store.remove(samples(10)[:5]) == 4
-    assert store.oldest(100, 10**6, but=0) == [changed, *samples(10)[5:]]
+    assert store.oldest(100, 10**6, but=(0, 0)) == [changed, *samples(10)[5:]]
 
 
 def test_what_is_too_old_or_too_much_goes_the_oldest_first(tmp_path: Path) -> None:
@@ -160,7 +151,7 @@ def test_what_is_too_old_or_too_much_goes_the_oldest_first(tmp_path: Path) -> No
     store.write(samples(20_000))
     store.write(samples(5, first=BEGIN - 31 * 86400))
     assert store.trim(BEGIN) >= 5
-    left = store.oldest(30_000, 10**9, but=0)
+    left = store.oldest(30_000, 10**9, but=(0, 0))
     assert 1000 < len(left) < 10_000
     assert left == samples(20_000)[-len(left) :]
     for path in tmp_path.iterdir():
@@ -177,13 +168,13 @@ def test_a_damaged_file_is_begun_anew(tmp_path: Path, damage: bytes) -> None:
     path.write_bytes(damage)
     store = SampleStore(path)
     store.write(samples(3))
-    assert store.oldest(9, 10**6, but=0) == samples(3)
+    assert store.oldest(9, 10**6, but=(0, 0)) == samples(3)
     store.close()
     with path.open("r+b") as file:
         file.seek(4096 // 2)
         file.write(b"\xff" * 8000)
     store.write(samples(2))
-    assert store.oldest(9, 10**6, but=0)[:2] == samples(2)
+    assert store.oldest(9, 10**6, but=(0, 0))[:2] == samples(2)
     store.close()
 
 
@@ -193,7 +184,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_may_pass(tmp_path: Pat
         store.write(samples(1))
     (tmp_path / "later").mkdir()
     store.write(samples(1))
-    assert store.oldest(9, 10**6, but=0) == samples(1)
+    assert store.oldest(9, 10**6, but=(0, 0)) == samples(1)
     store.close()
 
 
@@ -249,7 +240,7 @@ def clock() -> MovedClock:
 async def test_samples_go_out_until_they_are_stored_and_then_no_more(tmp_path: Path, clock: MovedClock) -> None:
     async with Desk(tmp_path, clock) as desk:
         desk.sampling.watch(VM)
-        desk.sampling.view(VM, View(BEGIN - 1, changed_bytes=5, last=Cycle()))
+        desk.sampling.view(VM, seen(BEGIN - 1, changed_bytes=5, last=done()))
         await desk.minutes(2)
         desk.connect()
         await desk.until(lambda: desk.sent)
@@ -271,11 +262,11 @@ async def test_an_outage_of_days_and_a_restart_of_the_agent_lose_no_minute(tmp_p
     store.write(samples(3 * BATCH_SAMPLES - 100, first=BEGIN - 86400))
     store.close()
     async with Desk(tmp_path, clock) as desk:
-        desk.sampling.view(VM, View(BEGIN - 1, changed_bytes=5, last=Cycle()))
+        desk.sampling.view(VM, seen(BEGIN - 1, changed_bytes=5, last=done()))
         clock.advance(30)
         await asyncio.sleep(0.01)
     async with Desk(tmp_path, clock) as desk:  # in the same minute
-        desk.sampling.view(VM, View(BEGIN + 29, changed_bytes=7, last=Cycle()))
+        desk.sampling.view(VM, seen(BEGIN + 29, changed_bytes=7, last=done()))
         desk.connect()
         stored: list[types_pb2.Sample] = []
         while True:
@@ -294,11 +285,11 @@ async def test_an_outage_of_days_and_a_restart_of_the_agent_lose_no_minute(tmp_p
 async def test_a_full_disk_costs_no_sample_once_there_is_room_again(tmp_path: Path, clock: MovedClock) -> None:
     async with Desk(tmp_path / "full", clock) as desk:  # a folder that is not there: nothing can be written
         desk.connect()
-        desk.sampling.view(VM, View(BEGIN - 1, changed_bytes=5, last=Cycle()))
+        desk.sampling.view(VM, seen(BEGIN - 1, changed_bytes=5, last=done()))
         for _ in range(40):
             clock.advance(TICK_SECONDS)
             await asyncio.sleep(0.01)
-        desk.sampling.view(VM, View(clock.now(), changed_bytes=6, last=Cycle()))
+        desk.sampling.view(VM, seen(clock.now(), changed_bytes=6, last=done()))
         assert not desk.sent
         (tmp_path / "full").mkdir()
         await desk.until(lambda: desk.sent)
@@ -314,10 +305,10 @@ async def test_after_a_clock_was_set_back_for_hours_the_minute_goes_on_where_it_
     store.close()
     clock = MovedClock(BEGIN + 7 * 3600)
     async with Desk(tmp_path, clock) as desk:
-        desk.sampling.view(VM, View(changed_bytes=1))
+        desk.sampling.view(VM, seen(changed_bytes=1))
         await desk.minutes(1)
         clock._now = BEGIN + 10.0
-        desk.sampling.view(VM, View(changed_bytes=3, last=Cycle()))
+        desk.sampling.view(VM, seen(changed_bytes=3, last=done()))
         store = desk.sampling._store
 
         def added() -> bool:
