@@ -33,7 +33,8 @@ class Sampling:
         self._using = asyncio.Lock()
         self._sealed = asyncio.Event()  # there may be samples to send
         self._acked = asyncio.Event()
-        self._sent: pb.SampleBatch | None = None  # and not stored
+        self._sent: pb.SampleBatch | None = None  # and not deleted here
+        self._stored = False  # the coordinator has it
         self._trouble = ""  # said already
 
     def watch(self, vm_id: str) -> None:
@@ -81,12 +82,16 @@ class Sampling:
         batch = self._sent
         if batch is None or batch.id != batch_id:
             return
-        self._sent = None
-        if await self._use(self._store.remove, batch.samples) is None:
-            self._sealed.clear()  # it would be sent again at once, and again
-        else:
-            self._sealed.set()
-        self._acked.set()
+        self._stored = True
+        await self._drop()
+
+    async def _drop(self) -> None:
+        """What is stored there; tried again later when it cannot be deleted now, and only then the next is sent."""
+        if self._sent is None or not self._stored:
+            return
+        if await self._use(self._store.remove, self._sent.samples) is not None:
+            self._sent, self._stored = None, False
+            self._acked.set()
 
     async def _next(self) -> pb.SampleBatch | None:
         found = await self._use(self._oldest)
@@ -106,6 +111,7 @@ class Sampling:
             self._recorder.saved(samples)
             self._open = minute
             self._sealed.set()
+            await self._drop()
 
     def _written(self, samples: list[types_pb2.Sample]) -> int:
         self._store.write(samples)
