@@ -26,7 +26,8 @@ types: $(STAMP)
 arrows: $(STAMP)
 	$(VENV)/bin/lint-imports
 
-bench: $(STAMP) system-packages  ## Every figure against its peer and the limit, one line each
+bench: $(STAMP)  ## Every figure against its peer and the limit, one line each
+	@deploy/system-packages bench
 	$(PYTHON) -m bench.run
 
 proto: $(STAMP)  ## After a change below proto/

@@ -21,22 +21,23 @@ def missing() -> list[str]:
     return [program for program in NEEDED if shutil.which(program) is None]
 
 
-def copy_seconds(source: Path, folder: Path) -> float:
+def copy_seconds(source: Path, folder: Path, *, at: str = "127.0.0.1", inside: tuple[str, ...] = ()) -> float:
+    """Into a server at that address, started by way of the command `inside`."""
     folder.mkdir()
-    certificates(folder / "pki")
+    certificates(folder / "pki", at)
     target = folder / "target.raw"
     with target.open("wb") as file:
         file.truncate(source.stat().st_size)
     port = free_port()
     server = subprocess.Popen(
         [
-            "nbdkit", "--foreground", "--exit-with-parent", "--ipaddr=127.0.0.1", f"--port={port}",
+            *inside, "nbdkit", "--foreground", "--exit-with-parent", f"--ipaddr={at}", f"--port={port}",
             "--tls=require", f"--tls-certificates={folder}/pki", "--tls-verify-peer", "file", str(target),
         ]
     )  # fmt: skip
     try:
         time.sleep(0.5)
-        address = f"nbds://localhost:{port}/?tls-certificates={folder}/pki"
+        address = f"nbds://{at}:{port}/?tls-certificates={folder}/pki"
         started = time.monotonic()
         subprocess.run(["nbdcopy", "--flush", str(source), address], check=True)
         return time.monotonic() - started
@@ -46,12 +47,12 @@ def copy_seconds(source: Path, folder: Path) -> float:
         target.unlink()
 
 
-def certificates(folder: Path) -> None:
+def certificates(folder: Path, at: str = "127.0.0.1") -> None:
     """As GnuTLS programs want them: a CA, and one pair that is server and client."""
     folder.mkdir()
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca = _certificate("bench CA", ca_key.public_key(), "bench CA", ca_key, ca=True)
-    made = _certificate("localhost", key.public_key(), "bench CA", ca_key, ca=False)
+    made = _certificate(at, key.public_key(), "bench CA", ca_key, ca=False)
     pem = serialization.Encoding.PEM
     (folder / "ca-cert.pem").write_bytes(ca.public_bytes(pem))
     for role in ("server", "client"):
@@ -65,7 +66,9 @@ def _certificate(
     name: str, public: ec.EllipticCurvePublicKey, issuer: str, signer: ec.EllipticCurvePrivateKey, *, ca: bool
 ) -> x509.Certificate:
     now = dt.datetime.now(dt.UTC)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    names: list[x509.GeneralName] = [x509.DNSName("localhost")]
+    if not ca:
+        names.append(x509.IPAddress(ipaddress.ip_address(name)))
     return (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))

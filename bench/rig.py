@@ -53,6 +53,12 @@ class Process:
         self.process.wait(20)
 
 
+def seconds_of(manifest: Path) -> float:
+    """From a cycle's instant to its commit, of a manifest that no maintenance has rewritten yet."""
+    document = json.loads(manifest.read_bytes())["document"]
+    return manifest.stat().st_mtime - float(document["instant"])
+
+
 @dataclass
 class Rig:
     """Sides "a" (source) and "b" (target) below `root`."""
@@ -63,8 +69,10 @@ class Rig:
     hosts: dict[str, str] = field(default_factory=dict)
     running: dict[str, Process] = field(default_factory=dict)
     vm_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    target_at: str = "127.0.0.1"  # where the target listens
+    inside: dict[str, tuple[str, ...]] = field(default_factory=dict)  # side → command that puts a program elsewhere
 
-    def lay_out(self, disks: dict[str, Path], *, compression: bool) -> None:
+    def lay_out(self, disks: dict[str, Path], *, compression: bool, frequency: int = 3600) -> None:
         """One stopped VM with these disk images (used in place), assigned at both sides, one cycle after its copy."""
         self.join()
         place = self.folder("a") / "vms" / folder_name(self.vm_id)
@@ -77,7 +85,7 @@ class Rig:
         geometry = tuple(DiskGeometry(file.id, file.size, file.name) for file in files)
         spec = MachineSpec(self.vm_id, "bench", 1, 1 << 30, geometry)
         MachineFolder.write(place, spec, tuple(files), Purpose.ORDINARY, autostart=False)
-        self.protect(spec, compression=compression, frequency=3600)
+        self.protect(spec, compression=compression, frequency=frequency)
 
     def join(self) -> None:
         """Both sides have settings and an identity; nothing runs."""
@@ -88,40 +96,44 @@ class Rig:
             self._settings(side)
             self._join(side)
 
-    def protect(self, spec: MachineSpec, *, compression: bool, frequency: int) -> None:
-        self.vm_id = spec.id
-        ChainStore(self.folder("b") / "store", reserve=0).create(self.vm_id, term=1).close()
-        self.assign(spec, compression=compression, frequency=frequency)
+    def protect(self, *specs: MachineSpec, compression: bool, frequency: int) -> None:
+        self.vm_id = specs[0].id
+        for spec in specs:
+            ChainStore(self.folder("b") / "store", reserve=0).create(spec.id, term=1).close()
+        self.assign(*specs, compression=compression, frequency=frequency)
 
-    def assign(self, spec: MachineSpec, *, compression: bool, frequency: int) -> None:
-        document = grants.sign(
-            grants.Grant(
-                "g-bench",
-                self.vault.vault,
-                spec.id,
-                spec.name,
-                tuple((disk.id, disk.size) for disk in spec.disks),
-                self.hosts["a"],
-                self.hosts["b"],
-                "https",
-                1,
-                int(time.time()) + 86400,
-            ),
-            self.vault.signer,
-        )
+    def assign(self, *specs: MachineSpec, compression: bool, frequency: int) -> None:
         for side, role, peer in (("a", types_pb2.ROLE_SOURCE, "b"), ("b", types_pb2.ROLE_TARGET, "a")):
-            assignment = types_pb2.Assignment(
-                vm_id=spec.id,
-                vm_name=spec.name,
-                role=role,
-                policy=types_pb2.Policy(frequency_seconds=frequency, additional_points=1, compression=compression),
-                grant=document,
-                peer_host_id=self.hosts[peer],
-                peer_address=f"127.0.0.1:{self.ports['b']}" if side == "a" else "",
-                term=1,
-            )
-            held = types_pb2.Assignments(host_id=self.hosts[side], version=1, assignments=[assignment])
+            assignments = [
+                types_pb2.Assignment(
+                    vm_id=spec.id,
+                    vm_name=spec.name,
+                    role=role,
+                    policy=types_pb2.Policy(frequency_seconds=frequency, additional_points=1, compression=compression),
+                    grant=self._grant(spec),
+                    peer_host_id=self.hosts[peer],
+                    peer_address=f"{self.target_at}:{self.ports['b']}" if side == "a" else "",
+                    term=1,
+                )
+                for spec in specs
+            ]
+            held = types_pb2.Assignments(host_id=self.hosts[side], version=1, assignments=assignments)
             (self.folder(side) / "state" / FILE).write_bytes(held.SerializeToString())
+
+    def _grant(self, spec: MachineSpec) -> types_pb2.SignedDocument:
+        grant = grants.Grant(
+            "g-bench",
+            self.vault.vault,
+            spec.id,
+            spec.name,
+            tuple((disk.id, disk.size) for disk in spec.disks),
+            self.hosts["a"],
+            self.hosts["b"],
+            "https",
+            1,
+            int(time.time()) + 86400,
+        )
+        return grants.sign(grant, self.vault.signer)
 
     def folder(self, side: str) -> Path:
         return self.root / side
@@ -132,7 +144,9 @@ class Rig:
         log = (self.folder(side) / "log").open("ab")
         with log:
             process = subprocess.Popen(
-                [str(PROGRAM), "--config", str(self.folder(side) / "host.toml"), "serve"], stdout=log, stderr=log
+                [*self.inside.get(side, ()), str(PROGRAM), "--config", str(self.folder(side) / "host.toml"), "serve"],
+                stdout=log,
+                stderr=log,
             )
         self.running[side] = Process(process)
         deadline = time.monotonic() + timeout
@@ -147,25 +161,30 @@ class Rig:
             if process.process.poll() is None:
                 process.stop()
 
-    def point(self, cycle: int) -> Path:
-        return self.folder("b") / "store" / self.vm_id / "points" / f"{cycle:06d}.json"
+    def points(self, vm_id: str = "") -> Path:
+        """The folder of the manifests at the target."""
+        return self.folder("b") / "store" / (vm_id or self.vm_id) / "points"
+
+    def newest(self, vm_id: str = "") -> int:
+        """Number of the newest committed cycle, 0: none."""
+        folder = self.points(vm_id)
+        return max((int(path.stem) for path in folder.glob("[0-9]*.json") if path.stem.isdigit()), default=0)
 
     def wait_for(self, cycle: int, *, timeout: float = 300.0) -> float:
         """Seconds from the cycle's instant at the source to its commit at the target."""
-        path = self.point(cycle)
+        path = self.points() / f"{cycle:06d}.json"
         deadline = time.monotonic() + timeout
         while not path.exists():
             if time.monotonic() > deadline:
                 raise RuntimeError("\n".join((self.folder(side) / "log").read_text() for side in "ab"))
             time.sleep(0.01)
-        manifest = json.loads(path.read_bytes())
-        return path.stat().st_mtime - float(manifest["document"]["instant"])
+        return seconds_of(path)
 
     def _settings(self, side: str) -> None:
         folder = self.folder(side)
         (folder / "host.toml").write_text(
             f'state = "{folder}/state"\nstore = "{folder}/store"\nvms = "{folder}/vms"\n'
-            f'listen = "127.0.0.1:{self.ports[side]}"\nstore_reserve_bytes = 0\n'
+            f'listen = "{self.target_at if side == "b" else "127.0.0.1"}:{self.ports[side]}"\nstore_reserve_bytes = 0\n'
         )
 
     def _join(self, side: str) -> None:

@@ -4,7 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("initial_copy", "layer_write")
+BENCHMARKS = (
+    "initial_copy",
+    "initial_copy --rate 1gbit",
+    "layer_write",
+    "delta",
+    "rpo",
+    "memory",
+)
 
 
 def main() -> int:
@@ -12,7 +19,7 @@ def main() -> int:
     failed = []
     for name in BENCHMARKS:
         print(f"# {name}", flush=True)
-        if subprocess.run([sys.executable, "-m", f"bench.{name}"], cwd=root, check=False).returncode:
+        if subprocess.run([sys.executable, "-m", *f"bench.{name}".split()], cwd=root, check=False).returncode:
             failed.append(name)
     if failed:
         print(f"did not run to the end: {', '.join(failed)}", file=sys.stderr)
