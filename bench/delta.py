@@ -1,4 +1,4 @@
-"""What a cycle costs: against `rsync`, against the same changes on a disk 64 times as large, and its bytes against zstd."""
+"""What a cycle costs: against `rsync`, against itself on a disk 64 times as large, and its bytes against zstd."""
 
 import argparse
 import shutil

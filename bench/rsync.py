@@ -54,9 +54,15 @@ def server(folder: Path) -> Iterator[Server]:
     Path("/run/sshd").mkdir(exist_ok=True)  # where sshd keeps its unprivileged half
     port = free_port()
     settings = {
-        "Port": port, "ListenAddress": "127.0.0.1", "HostKey": folder / "host",
-        "AuthorizedKeysFile": folder / "authorized", "PidFile": folder / "pid", "StrictModes": "no", "UsePAM": "no", "PasswordAuthentication": "no",
-    }  # fmt: skip
+        "Port": port,
+        "ListenAddress": "127.0.0.1",
+        "HostKey": folder / "host",
+        "AuthorizedKeysFile": folder / "authorized",
+        "PidFile": folder / "pid",
+        "StrictModes": "no",
+        "UsePAM": "no",
+        "PasswordAuthentication": "no",
+    }
     (folder / "config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
     process = subprocess.Popen([_SSHD, "-D", "-f", str(folder / "config")], stderr=subprocess.DEVNULL)
     try:
