@@ -67,11 +67,11 @@ class Commands:
                 message=report.message,
             )
 
-    async def progress_task(self, task_id: str, *, percent: int, done: int, total: int, message: str) -> None:
-        """Written at most once a second; a report about a task that no longer runs is dropped."""
+    async def progress_task(self, task_id: str, *, percent: int, done: int, total: int, message: str) -> bool:
+        """Whether it was written: at most once a second; a report about a task that no longer runs is dropped."""
         now = self._clock.monotonic()
         if now - self._progressed.get(task_id, float("-inf")) < _PROGRESS_SECONDS:
-            return
+            return False
         if len(self._progressed) >= _MOST:
             self._progressed.clear()
         self._progressed[task_id] = now
@@ -79,7 +79,7 @@ class Commands:
             row = await store.find_task(connection, task_id)
             if row is None or row.state is not model.State.IN_PROGRESS:
                 self._progressed.pop(task_id, None)
-                return
+                return False
             at = self._clock.now()
             before = await store.progressed(connection, task_id)
             since = at - (before or row.started or at)
@@ -88,6 +88,7 @@ class Commands:
                 connection, task_id, percent=percent, done=done, total=total, message=message, rate=rate, now=at
             )
         self._wakes.wake(f"job:{row.job_id}")
+        return True
 
     async def result(self, server_id: str, result: commands_pb2.CommandResult) -> None:
         """Store a result; a repeat changes nothing. Raises CommandOfAnotherServer."""

@@ -75,9 +75,9 @@ class TaskContext:
                     raise TaskCancelled
                 await wait(event, POLL_SECONDS)
 
-    async def progress(self, percent: int, bytes_done: int = 0, bytes_total: int = 0, message: str = "") -> None:
-        """Show how far the task is; may be called as often as one likes."""
-        await self._commands.progress_task(
+    async def progress(self, percent: int, bytes_done: int = 0, bytes_total: int = 0, message: str = "") -> bool:
+        """Show how far the task is; may be called as often as one likes. False: too soon after the last, not shown."""
+        return await self._commands.progress_task(
             self.task_id, percent=percent, done=bytes_done, total=bytes_total, message=message
         )
 

@@ -121,9 +121,12 @@ class Steps:
                 said = await store.list_statuses(connection, item.vm_id)
             nonlocal shown
             told = _progress(item, said, context.clock.now())
-            if told != shown:
+            if (
+                told is not None
+                and told != shown
+                and await context.progress(told.percent, told.done, told.total, told.message)
+            ):
                 shown = told
-                await context.progress(told.percent, told.done, told.total, told.message)
             found = recoverable(points.get(item.vm_id, []))
             return found[0] if found else None
 
@@ -230,8 +233,8 @@ class Progress:
         return self.done * 100 // self.total if self.total else 0
 
 
-def _progress(item: Protected, said: Mapping[tuple[str, str], store.Reported], now: float) -> Progress:
-    """The source's bytes; else what is waited for, and what a person has to do for it."""
+def _progress(item: Protected, said: Mapping[tuple[str, str], store.Reported], now: float) -> Progress | None:
+    """The source's bytes; else what is waited for, and what a person has to do for it. None: nothing is known."""
     if item.initial_start > now:
         return Progress(
             0, 0, f"waits until {rfc3339(item.initial_start)}; now: twinsite vm start-initial {item.vm_name}"
@@ -246,6 +249,8 @@ def _progress(item: Protected, said: Mapping[tuple[str, str], store.Reported], n
         return Progress(0, 0, f"waits for its seed: {way}")
     total = min(source.initial_total_bytes, 2**62)
     done = min(source.initial_done_bytes, total)
+    if not source.state:
+        return None
     blocked = source.state == types_pb2.REPLICATION_STATE_BLOCKED
     message = f"waiting: {source.reason.message}"[:300] if blocked else f"{size(done)} of {size(total)}"
     return Progress(done, total, message)

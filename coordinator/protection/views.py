@@ -9,10 +9,11 @@ from coordinator.inventory import service as inventory
 from coordinator.inventory.model import instant
 from coordinator.inventory.service import HostView, MachineView
 from coordinator.protection import store
-from coordinator.protection.health import Evidence, Health, Side, judge, rpo_age
+from coordinator.protection.health import MONITORED_SECONDS, Evidence, Health, Side, judge, rpo_age
 from coordinator.protection.model import SWITCHED, Pair, Protected
 from coordinator.protection.store import Reported
 from coordinator.recovery import store as recovery
+from coordinator.statistics import store as statistics
 from twinsite.api.types.v1 import types_pb2
 
 
@@ -69,6 +70,7 @@ async def look(connection: AsyncConnection, now: float) -> list[VmView]:
     statuses = await store.list_statuses(connection)
     points = await store.list_points(connection)
     tests = await recovery.list_tests(connection)
+    measured = await statistics.totals(connection, now - MONITORED_SECONDS) if everything else {}
     protections = {
         item.vm_id: _protection(
             item,
@@ -77,6 +79,7 @@ async def look(connection: AsyncConnection, now: float) -> list[VmView]:
             statuses,
             recoverable(points.get(item.vm_id, [])),
             tuple(test.id for test in tests.get(item.vm_id, []) if test.state != recovery.STARTING),
+            measured[item.vm_id].missed_share if item.vm_id in measured else None,
             now,
         )
         for item in everything
@@ -91,6 +94,7 @@ def _protection(
     statuses: Mapping[tuple[str, str], Reported],
     points: tuple[types_pb2.Point, ...],
     tests: tuple[str, ...],
+    missed_share: float | None,
     now: float,
 ) -> ProtectionView:
     source = _side(item.vm_id, item.source_host, hosts, statuses)
@@ -105,6 +109,9 @@ def _protection(
         source=source,
         target=target,
         newest_instant=newest,
+        initial_start=item.initial_start,
+        newest_damaged=points[0].damaged_clusters if points else 0,
+        missed_share=missed_share,
     )
     return ProtectionView(
         item=item,

@@ -42,6 +42,13 @@ def blocked(host: str) -> Side:
     return made
 
 
+def scrubbed(damaged: int) -> Side:
+    made = side("b1")
+    assert made.status is not None
+    made.status.scrub.damaged_clusters = damaged
+    return made
+
+
 @pytest.mark.parametrize(
     ("change", "state", "health", "reason"),
     [
@@ -106,6 +113,42 @@ def blocked(host: str) -> Side:
             "warning",
             "42 %",
         ),
+        (
+            {"phase": Phase.INITIAL, "newest_instant": 0.0, "initial_start": NOW + 7200, "target": silent("b1")},
+            "initial",
+            "warning",
+            "initial replication begins in 2h00m",
+        ),
+        (
+            {"phase": Phase.INITIAL, "newest_instant": 0.0, "target": side("b1", "INITIAL", awaiting_seed=True)},
+            "initial",
+            "warning",
+            "waits for its seed",
+        ),
+        ({"newest_damaged": 3}, "replicating", "critical", "the newest point is damaged in 3 clusters"),
+        ({"target": scrubbed(2)}, "replicating", "warning", "2 damaged clusters were found at b1"),
+        ({"target": scrubbed(0)}, "replicating", "normal", ""),
+        ({"missed_share": 0.2}, "replicating", "normal", ""),
+        ({"missed_share": 0.34}, "replicating", "warning", "34% of the cycles of the last 12 hours were missed"),
+        (
+            {"newest_instant": NOW - 80, "source": side("a1", late="cap", rate_bytes_per_second=10_000_000)},
+            "replicating",
+            "warning",
+            "the cap of 10 MB/s holds it back",
+        ),
+        (
+            {"missed_share": 0.5, "source": side("a1", late="target")},
+            "replicating",
+            "warning",
+            "were missed: writing at the target takes longest",
+        ),
+        (
+            {"source": side("a1", last_cycle_seconds=400.0, note="changes were not known: the disk is compared")},
+            "replicating",
+            "warning",
+            "a cycle takes 6m40s: changes were not known",
+        ),
+        ({"source": side("a1", note="the disk is compared")}, "replicating", "normal", ""),
         ({"phase": Phase.FAILING_OVER}, "failed_over", "critical", "fail over again"),
         ({"phase": Phase.FAILED_OVER}, "failed_over", "warning", "runs on b1"),
         ({"phase": Phase.FAILED_OVER, "target": silent("b1")}, "failed_over", "unknown", "b1"),
@@ -117,6 +160,13 @@ def test_health_follows_from_what_was_reported_and_when(change, state, health, r
     assert (judged.state, judged.health) == (state, health)
     assert reason in judged.reason
     assert (judged.reason == "") == (health == "normal")
+
+
+def test_all_that_is_wrong_is_said_the_worst_first():
+    judged = judge(dataclasses.replace(GOOD, newest_damaged=1, missed_share=0.9, source=side("a1", gone=5)), NOW)
+    assert judged.health == "critical"
+    damaged, silent_, missed = (judged.reason.index(word) for word in ("damaged", "not connected", "missed"))
+    assert damaged < silent_ < missed
 
 
 def test_the_last_word_of_a_connected_host_holds_however_old():
