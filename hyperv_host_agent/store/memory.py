@@ -9,6 +9,7 @@ from hyperv_host_agent.replication.cycle import (
     Committed,
     CycleHeader,
     DiskGeometry,
+    Kind,
     TargetState,
     Unfinished,
     Wanted,
@@ -244,6 +245,8 @@ class MemoryReplica:
         if kept.seeded and kept.seeded.lacking:
             touched = {disk.id: runs(sorted(seen)) for disk, seen in zip(header.disks, receiving.seen, strict=True)}
             kept.seeded = kept.seeded.came(header.number, touched, ends)
+        if header.kind is Kind.RESYNC and (awaited := self.awaited()):
+            kept.seeded = seeding.called_off(awaited, header.number)
         return self._info(header.number)
 
     def abandon(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from hyperv_host_agent.replication.cycle import Batch, Committed, CycleHeader, TargetState, Wanted
+from hyperv_host_agent.replication.cycle import Batch, Committed, CycleHeader, Kind, TargetState, Wanted
 from hyperv_host_agent.store import checking, files, manifests, merge_plan, merging, rules, seeding
 from hyperv_host_agent.store.base import (
     AttachedDisk,
@@ -141,6 +141,9 @@ class ChainReplica:
                 self._wanted.carried(brought, sizes)
                 if self._seeded and self._seeded.lacking:
                     self._seeded = self._seeded.came(manifest.cycle, brought, sizes)
+                    seeding.write(self._directory, self._seeded)
+                if header.kind is Kind.RESYNC and (placeholder := self._placeholder()):
+                    self._seeded = seeding.called_off(seeding.of(placeholder), manifest.cycle)
                     seeding.write(self._directory, self._seeded)
             receiving.committed()
         return self._info(manifest)

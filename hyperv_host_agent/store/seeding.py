@@ -103,6 +103,11 @@ def awaited(manifests: Iterable[Manifest], seeded: Seeded | None) -> Manifest | 
     return None
 
 
+def called_off(awaited: AwaitedSeed, cycle: int) -> Seeded:
+    """A whole copy over the network took the seed's place; points after it stand on that."""
+    return Seeded(awaited.id, awaited.cycle, cycle, whole_at=cycle + 1)
+
+
 def of(manifest: Manifest) -> AwaitedSeed:
     """What a placeholder waits for."""
     return AwaitedSeed(manifest.id, manifest.cycle, manifest.instant, tuple(disk.geometry for disk in manifest.disks))

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from hyperv_host_agent.replication.cycle import Wanted
+from hyperv_host_agent.replication.cycle import Kind, Wanted
 from hyperv_host_agent.store.base import BadBatch, NoSpace, Replica, SeedNotAwaited, SeedStopped
 from tests.contracts.replica_store import VM, GiB, Rig, new_machine
 from tests.fakes.replicated_machine import Cycle, Machine, batch_of, fingerprints, send
 from tests.fakes.seeded_machine import placeholder, read_in, seed
-from twinsite.extents import CLUSTER, Run
+from twinsite.extents import CLUSTER, Run, clusters
 
 
 def torn(machine: Machine) -> dict[str, bytes]:
@@ -194,6 +194,27 @@ class SeededReplicaContract:
         last = machine.cycle()
         send(replica, last)
         self.assert_is(rig, replica, last)
+
+    def test_a_whole_copy_over_the_network_takes_the_place_of_a_seed_that_was_called_off(
+        self, rig: Rig, replica: Replica
+    ):
+        machine = new_machine()
+        send(replica, placeholder(machine))
+        machine.scribble()
+        send(replica, machine.cycle())
+        for disk, content in machine.disks.items():
+            machine.dirty[disk] = set(range(clusters(len(content))))
+        send(replica, machine.cycle(Kind.RESYNC))
+        assert replica.awaited() is None
+        replica = self.reopened(rig)
+        assert not replica.state().awaiting_seed
+        machine.scribble()
+        cycle = machine.cycle()
+        assert send(replica, cycle).recoverable
+        assert [point.recoverable for point in replica.points()] == [False, False, False, True]
+        self.assert_is(rig, replica, cycle)
+        with pytest.raises(SeedNotAwaited):
+            replica.seed_begin(b"s" * 16)
 
     def test_a_seed_nobody_awaits_is_refused(self, replica: Replica):
         with pytest.raises(SeedNotAwaited):
