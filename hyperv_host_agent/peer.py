@@ -73,6 +73,7 @@ class Peer:
             else None,
             wanted=tuple(Wanted(wanted.disk_id, Run(wanted.start, wanted.count)) for wanted in answer.wanted),
             awaiting_seed=answer.awaiting_seed,
+            seed=answer.seed,
         )
 
     async def fingerprints(

@@ -104,6 +104,7 @@ class Replication:
             for wanted in present.wanted[:_WANTED]
         )
         response.awaiting_seed = present.awaiting_seed
+        response.seed = present.seed
         return response
 
     async def fingerprints(self, request: pb.FingerprintsRequest, context: FingerprintsContext) -> None:

@@ -304,7 +304,12 @@ def _same_way(before: types_pb2.Assignment, after: types_pb2.Assignment) -> bool
 
 def _order(assignment: types_pb2.Assignment) -> Order:
     return Order(
-        Assigned(assignment.term, float(max(1, assignment.policy.frequency_seconds)), paused=assignment.paused),
+        Assigned(
+            assignment.term,
+            float(max(1, assignment.policy.frequency_seconds)),
+            paused=assignment.paused,
+            offline=assignment.initial.method == types_pb2.InitialReplication.METHOD_OFFLINE,
+        ),
         assignment.grant,
         assignment.policy,
     )

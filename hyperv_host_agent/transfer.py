@@ -23,7 +23,7 @@ from hyperv_host_agent.peer import Peer, Sending
 from hyperv_host_agent.reading import BATCH_BYTES, Reader
 from hyperv_host_agent.replication import rates
 from hyperv_host_agent.replication import state as stored
-from hyperv_host_agent.replication.cycle import ID_BYTES, Committed, Kind
+from hyperv_host_agent.replication.cycle import ID_BYTES, Committed, Kind, TargetState
 from hyperv_host_agent.replication.progress import View
 from hyperv_host_agent.replication.sender import Sender
 from hyperv_host_agent.replication.sending import (
@@ -129,6 +129,22 @@ class Means:
     on_failure: Callable[[TwinsiteError], None]
 
 
+@dataclass(slots=True)
+class Seen:
+    """What a seed of the VM has to know of its transfer."""
+
+    asked: bool = False  # the target, since this process began
+    seed: bytes = b""  # that it waits for
+    opened: int = 0  # number of the newest cycle whose instant may have passed
+
+    def target(self, state: TargetState) -> None:
+        self.asked, self.seed = True, state.seed
+        self.cycle(state.committed.number if state.committed else 0)
+
+    def cycle(self, number: int) -> None:
+        self.opened = max(self.opened, number)
+
+
 class Transfer:
     """One VM's, from `run` to its cancellation. On the event loop; what blocks is in threads."""
 
@@ -136,6 +152,7 @@ class Transfer:
         self._means = means
         self._order = order
         self._life: _Life | None = None
+        self.seen = Seen()
         self._follow(order.policy)
 
     async def run(self) -> None:
@@ -168,9 +185,11 @@ class Transfer:
             self._life.put(SyncRequested())
 
     async def _live(self) -> None:
-        sender = Sender(self._means.vm_id, await asyncio.to_thread(self._load), lambda: os.urandom(ID_BYTES))
+        state = await asyncio.to_thread(self._load)
+        self.seen.cycle(state.flight.header.number if state.flight else 0)
+        sender = Sender(self._means.vm_id, state, lambda: os.urandom(ID_BYTES))
         async with asyncio.TaskGroup() as group:
-            life = self._life = _Life(self._means, sender, group, lambda: self._order)
+            life = self._life = _Life(self._means, sender, group, lambda: self._order, self.seen)
             try:
                 await life.run()
             finally:
@@ -206,8 +225,11 @@ class Transfer:
 class _Life:
     """One sender, until an order without a reply fails."""
 
-    def __init__(self, means: Means, sender: Sender, group: asyncio.TaskGroup, order: Callable[[], Order]) -> None:
+    def __init__(
+        self, means: Means, sender: Sender, group: asyncio.TaskGroup, order: Callable[[], Order], seen: Seen
+    ) -> None:
         self._means = means
+        self._seen = seen
         self._reader = means.reader
         self._source = means.reader.source
         self._sender = sender
@@ -283,6 +305,7 @@ class _Life:
                 await self._close_point()
                 await self._reader.run(self._source.discard)
             case OpenPoint():
+                self._seen.cycle(action.number)
                 self._group.create_task(self._open_point(action))
             case ClosePoint():
                 await self._close_point()
@@ -322,7 +345,9 @@ class _Life:
     async def _ask_target(self) -> None:
         try:
             machine = await asyncio.to_thread(self._means.describe)
-            self.put(TargetKnown(await self._means.peer.ask(self._order().grant, machine)))
+            state = await self._means.peer.ask(self._order().grant, machine)
+            self._seen.target(state)
+            self.put(TargetKnown(state))
         except TwinsiteError as error:
             self.put(TargetFailed(error))
 

@@ -94,3 +94,4 @@ class TargetState:
     unfinished: Unfinished | None
     wanted: tuple[Wanted, ...] = ()  # to be sent with the next cycle, whatever the index says
     awaiting_seed: bool = False  # its base comes on media; the fingerprints of it are not known yet
+    seed: bytes = b""  # which one: the id of its placeholder's cycle

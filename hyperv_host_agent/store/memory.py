@@ -179,7 +179,9 @@ class MemoryReplica:
             header, durable = kept.receiving.header, kept.receiving.durable
             digest = kept.receiving.batches[durable - 1][1] if durable else CHAIN_START
             unfinished = Unfinished(header.number, header.id, durable, digest)
-        return TargetState(kept.term, committed, unfinished, self.wanted(), self.awaited() is not None)
+        awaited = self.awaited()
+        seed = awaited.id if awaited else b""
+        return TargetState(kept.term, committed, unfinished, self.wanted(), awaited is not None, seed)
 
     def set_term(self, term: int) -> None:
         if term < self._kept.term:

@@ -63,6 +63,7 @@ class ChainReplica:
             self._unpublished = checking.read_intent(directory, vm_id)
             self._publish()
             self._seeded = seeding.read(directory, vm_id)
+            self._call_off()
             self._pins = Pins(directory, vm_id)
             self._keeps = Keeps(directory, clock)
             self._keeps.keep_only(manifest.info(()) for manifest in self._manifests.values())
@@ -77,9 +78,10 @@ class ChainReplica:
         with self._lock:
             newest = self._newest()
             committed = Committed(newest.cycle, newest.id) if newest else None
-            wanted, awaiting = self._wanted.told(), self._placeholder() is not None
+            wanted, placeholder = self._wanted.told(), self._placeholder()
         unfinished = self._receiving.unfinished if self._receiving else None
-        return TargetState(self._term, committed, unfinished, wanted, awaiting)
+        seed = placeholder.id if placeholder else b""
+        return TargetState(self._term, committed, unfinished, wanted, placeholder is not None, seed)
 
     def set_term(self, term: int) -> None:
         if term < self._term:
@@ -303,6 +305,15 @@ class ChainReplica:
 
     def _placeholder(self) -> Manifest | None:
         return seeding.awaited(self._manifests.values(), self._seeded)
+
+    def _call_off(self) -> None:
+        """A whole copy came over the network, and a crash before the seed was called off."""
+        placeholder = self._placeholder()
+        copies = (cycle for cycle, manifest in self._manifests.items() if manifest.consistency == "none")
+        newest = max(copies, default=0)
+        if placeholder and newest > placeholder.cycle:
+            self._seeded = seeding.called_off(seeding.of(placeholder), newest)
+            seeding.write(self._directory, self._seeded)
 
     def _attempt(self) -> seeding.Seeding:
         self._check_sound()
