@@ -56,6 +56,20 @@ class Guest:
     def start(self) -> None:
         _embedded("start", "--vms", str(self.folder.parent), "--name", self.folder.name)
 
+    def add_disk(self, name: str, size: int) -> None:
+        """A blank disk of that many MiB-rounded bytes, whether the VM runs or not."""
+        self._disk("add", f"{name}={size // MiB}MiB")
+
+    def resize_disk(self, name: str, size: int) -> None:
+        self._disk("resize", f"{name}={size // MiB}MiB")
+
+    def remove_disk(self, name: str) -> None:
+        self._disk("remove", name)
+
+    def _disk(self, verb: str, words: str) -> None:
+        where = ("--vms", str(self.folder.parent), "--name", self.folder.name)
+        _embedded("disk", verb, *where, "--disk", words)
+
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """The guest writes nothing inside the block."""

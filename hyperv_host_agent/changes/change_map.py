@@ -21,7 +21,7 @@ from typing import Final
 
 from hyperv_host_agent.changes.base import Anchor
 from hyperv_host_agent.changes.disk import Disk
-from hyperv_host_agent.changes.disk_map import DiskMap, create_disk_map, map_path, publish, stage, unstage
+from hyperv_host_agent.changes.disk_map import DiskMap, count_dirty, create_disk_map, map_path, publish, stage, unstage
 from hyperv_host_agent.changes.durable import replace, sync_folder
 from hyperv_host_agent.changes.mapped_file import PAGE, MappedFile, MapUnusable, Text, create_mapped
 from twinsite.clock import Clock
@@ -257,6 +257,14 @@ def publish_sizes(folder: Path, disks: Iterable[str]) -> None:
 def unstage_sizes(folder: Path) -> None:
     """Nothing is staged any more. Repeatable."""
     unstage(folder)
+
+
+def dirty_clusters(folder: Path) -> int:
+    """Known dirty and not acked, whatever the disks are; 0 when there is no map to look at."""
+    try:
+        return sum(count_dirty(path) for path in folder.glob("*.map"))
+    except MapUnusable:
+        return 0  # it changes in this moment, or is lost; who opens the next point says so
 
 
 def read_anchor(folder: Path) -> Anchor | None:

@@ -111,8 +111,7 @@ def stage(path: Path, size: int, touched: Iterable[Run]) -> None:
     new = MappedFile(beside, map_length(size), writable=True)
     active, frozen, copied = _bitmaps(new, bits)
     if path.exists():
-        old_size = disk_size(path)
-        old = MappedFile(path, map_length(old_size), writable=False)
+        old, old_size = _opened(path)
         old_active, old_frozen, old_copied = _bitmaps(old, clusters(old_size))
         active.merge(old_active)
         frozen.merge(old_frozen)
@@ -146,18 +145,29 @@ def unstage(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def disk_size(path: Path) -> int:
-    """Of the disk that the map at `path` is for. Raises MapUnusable."""
+def count_dirty(path: Path) -> int:
+    """Clusters that are active or frozen in the map at `path`. Raises MapUnusable."""
+    found, size = _opened(path)
+    active, frozen, copied = _bitmaps(found, clusters(size))
+    count = (active.number() | frozen.number()).bit_count()
+    for bitmap in (active, frozen, copied):
+        bitmap.release()
+    found.close()
+    return count
+
+
+def _opened(path: Path) -> tuple[MappedFile, int]:
+    """The map at `path`, to look at, and the size of its disk. Raises MapUnusable."""
     try:
         length = max(PAGE, path.stat().st_size)
     except OSError as error:
         raise MapUnusable(f"the change map cannot be opened ({error.strerror})") from error
     found = MappedFile(path, length, writable=False)
     size = found.words[DiskMap.SIZE]
-    found.close()
     if map_length(size) != length:
+        found.close()
         raise MapUnusable("a file of the change map has a wrong length")
-    return size
+    return found, size
 
 
 def map_path(folder: Path, disk: str) -> Path:
@@ -174,6 +184,8 @@ def _tail(old: int, new: int, reach: int) -> Iterable[Run]:
     Behind the old end of a disk that grew there are zeros now: the target knows that of clusters it never had, and must
     be told of those that once held something. The last cluster is cut, or is longer: looked at again.
     """
+    if new == old:
+        return
     if new < old:
         first, end = new // CLUSTER, clusters(new)
     else:

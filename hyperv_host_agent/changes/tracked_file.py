@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from hyperv_host_agent.changes.base import UNTRACKED, Anchor, SourceFailed, SourceUnavailable, Tracking
 from hyperv_host_agent.changes.bitmap import Bitmap
-from hyperv_host_agent.changes.change_map import ChangeMap, read_anchor, this_boot
+from hyperv_host_agent.changes.change_map import ChangeMap, dirty_clusters, read_anchor, this_boot
 from hyperv_host_agent.changes.disk import Disk
 from hyperv_host_agent.changes.durable import locked
 from hyperv_host_agent.changes.mapped_file import MapUnusable
@@ -226,13 +226,7 @@ class TrackedFileSource:
         return tuple(self._geometry())
 
     def dirty_bytes(self) -> int:
-        with contextlib.ExitStack() as stack:
-            try:
-                found = stack.enter_context(contextlib.closing(self.open_map(self.open_readers(self.disks(), stack))))
-            except MapUnusable:
-                return 0
-            known = (disk.active.number() | disk.frozen.number() for disk in found.disks.values())
-            return sum(bits.bit_count() for bits in known) * CLUSTER
+        return dirty_clusters(self._folder / TRACKING) * CLUSTER
 
     def stop(self) -> None:
         self.rest()

@@ -56,6 +56,14 @@ class MemoryHypervisor:
         with self._lock:
             return self._insert(spec, Purpose.ORDINARY, Power.RUNNING, contents or {}).source
 
+    def change_disks(self, vm_id: str, change: Callable[[MemoryChangeSource], None]) -> None:
+        """Grow, shrink, add or remove disks of its source; the VM's description follows."""
+        with self._lock:
+            machine = self._find(vm_id)
+            change(machine.source)
+            machine.spec = replace(machine.spec, disks=machine.source.disks())
+            self._describe(machine)
+
     def lose_power(self) -> None:
         """As when the host goes down: nothing runs, and nobody stopped it on purpose."""
         with self._lock:
@@ -143,4 +151,7 @@ class MemoryHypervisor:
     def _power(self, machine: _Machine, power: Power) -> None:
         machine.power = power
         machine.wanted = power is Power.RUNNING
+        self._describe(machine)
+
+    def _describe(self, machine: _Machine) -> None:
         machine.source.machine = to_proto(machine.state()).SerializeToString(deterministic=True)

@@ -2,6 +2,7 @@
 
 import random
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import Final
 
 import pytest
@@ -29,6 +30,10 @@ class Rig(ABC):
 
     @abstractmethod
     def content(self, disk: str) -> bytes: ...
+
+    @abstractmethod
+    def reshape(self, *disks: DiskGeometry) -> None:
+        """The VM has these disks now: they grew, shrank, came or went."""
 
     @abstractmethod
     def lose_tracking(self) -> None: ...
@@ -71,6 +76,7 @@ class ChangeSourceContract:
         assert rig.source.status() == (None, Tracking.OK)
         point = rig.source.open_point(1, name_of(1), consistency="crash")
         assert (point.tracking, point.consistency, point.disks) == (Tracking.OK, "crash", DISKS)
+        assert "not tracked" in point.doubt
         assert dirty(point, A) == set(range(40))
         assert dirty(point, B) == set(range(10))
         assert whole(point, A) == rig.content(A.id)
@@ -221,6 +227,7 @@ class ChangeSourceContract:
         assert rig.source.status() == (Anchor(1, name_of(1)), Tracking.LOST)
         point = rig.source.open_point(2, name_of(2), consistency="crash")
         assert point.tracking is Tracking.LOST
+        assert point.doubt
         assert dirty(point, A) == set(range(40))
         rig.write(A.id, 7 * CLUSTER, b"during")
         point.close()
@@ -232,6 +239,7 @@ class ChangeSourceContract:
         rig.source.ack(2, name_of(3))
         assert rig.source.status() == (Anchor(2, name_of(3)), Tracking.OK)
         point = rig.source.open_point(3, name_of(4), consistency="crash")
+        assert point.doubt == ""
         assert dirty(point, A) == {8}
         point.close()
 
@@ -245,6 +253,72 @@ class ChangeSourceContract:
     def test_content_can_be_read_without_a_point(self, rig: Rig):
         rig.write(B.id, 9 * CLUSTER, b"now")
         assert rig.source.read_now(B.id, Run(9, 1)) == rig.content(B.id)[9 * CLUSTER :]
+
+    def test_a_disk_that_grew_costs_only_its_end_and_nothing_of_other_disks(self, rig: Rig):
+        rig.anchored()
+        rig.write(A.id, 3 * CLUSTER, b"x")
+        rig.write(B.id, 2 * CLUSTER, b"y")
+        grown = replace(B, size=30 * CLUSTER)
+        rig.reshape(A, grown)
+        assert rig.source.disks() == (A, grown)
+        rig.write(B.id, 25 * CLUSTER, b"z")
+        point = rig.source.open_point(2, name_of(2), consistency="crash")
+        assert (point.tracking, point.doubt, point.disks) == (Tracking.OK, "", (A, grown))
+        assert dirty(point, A) == {3}
+        assert {2, 25} <= dirty(point, grown) <= {2, *range(9, 30)}
+        assert whole(point, grown) == rig.content(B.id)
+        point.close()
+        rig.source.ack(2, name_of(2))
+        point = rig.source.open_point(3, name_of(3), consistency="crash")
+        assert (dirty(point, A), dirty(point, grown)) == (set(), set())
+        point.close()
+
+    def test_a_disk_that_shrank_and_grew_brings_the_zeros_that_are_there_now(self, rig: Rig):
+        rig.write(B.id, 0, b"\xff" * B.size)
+        rig.anchored()
+        rig.write(B.id, 7 * CLUSTER, b"cut off")
+        rig.reshape(A, replace(B, size=3 * CLUSTER + 512))
+        point = rig.source.open_point(2, name_of(2), consistency="crash")
+        assert dirty(point, point.disks[1]) == {3}
+        point.close()
+        rig.source.discard()
+        rig.reshape(A, B)
+        assert rig.content(B.id)[3 * CLUSTER + 512 :] == bytes(6 * CLUSTER + 1024)
+        point = rig.source.open_point(2, name_of(3), consistency="crash")
+        assert dirty(point, B) == set(range(3, 10))
+        assert whole(point, B) == rig.content(B.id)
+        point.close()
+
+    def test_an_added_disk_is_whole_in_the_next_point_and_a_removed_one_is_gone(self, rig: Rig):
+        rig.anchored()
+        rig.write(A.id, 3 * CLUSTER, b"x")
+        added = DiskGeometry("disk-c", 5 * CLUSTER, "vdc")
+        rig.reshape(A, B, added)
+        point = rig.source.open_point(2, name_of(2), consistency="crash")
+        assert (point.tracking, point.disks) == (Tracking.OK, (A, B, added))
+        assert (dirty(point, A), dirty(point, B), dirty(point, added)) == ({3}, set(), set(range(5)))
+        assert whole(point, added) == bytes(added.size)
+        point.close()
+        rig.reshape(A, added)
+        rig.source.ack(2, name_of(2))
+        rig.write(added.id, CLUSTER, b"y")
+        point = rig.source.open_point(3, name_of(3), consistency="crash")
+        assert (point.tracking, point.disks) == (Tracking.OK, (A, added))
+        assert (dirty(point, A), dirty(point, added)) == (set(), {1})
+        point.close()
+        with pytest.raises((SourceUnavailable, SourceFailed)):
+            rig.source.read_now(B.id, Run(0, 1))
+
+    def test_disks_may_change_while_a_point_is_on_its_way(self, rig: Rig):
+        rig.anchored()
+        rig.write(A.id, 3 * CLUSTER, b"x")
+        rig.source.open_point(2, name_of(2), consistency="crash").close()
+        rig.write(A.id, 4 * CLUSTER, b"y")
+        rig.reshape(replace(A, size=80 * CLUSTER), B)
+        rig.source.discard()
+        point = rig.source.open_point(2, name_of(3), consistency="crash")
+        assert {3, 4} <= dirty(point, point.disks[0]) <= {3, 4, *range(40, 80)}
+        point.close()
 
     def test_stopped_tracking_starts_again_from_nothing(self, rig: Rig):
         rig.anchored()

@@ -95,6 +95,23 @@ class TrackedMachine:
         with self.writer() as guest:
             guest.write(disk, offset, data)
 
+    def reshape(self, *geometry: DiskGeometry) -> None:
+        """The VM has these disks now: they grew, shrank, came or went."""
+        before = {disk.id: disk for disk in self.geometry}
+
+        def swap() -> dict[str, Disk]:
+            for disk in geometry:
+                with self.path(disk.id).open("ab") as file:
+                    if before.get(disk.id) != disk:
+                        file.truncate(disk.size)
+            for gone in set(before) - {disk.id for disk in geometry}:
+                self.path(gone).unlink()
+            self.geometry = geometry
+            return {disk.id: self.open_disk(disk.id, True) for disk in geometry}
+
+        with self.writer() as guest:
+            guest.reshape({disk.id: disk.size for disk in geometry}, {}, decide=lambda: None, swap=swap)
+
     @contextlib.contextmanager
     def writer(self) -> Iterator[TrackedDisks]:
         if self.guest is not None:

@@ -4,16 +4,19 @@ import contextlib
 import json
 import re
 import sys
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
 import click
 
-from hyperv_host_agent.hypervisors.base import MachineMissing, MachineState
+from hyperv_host_agent.hypervisors.base import MachineMissing, MachineSpec, MachineState
 from hyperv_host_agent.hypervisors.embedded.creation import NewDisk, create_machine
+from hyperv_host_agent.hypervisors.embedded.geometry import BadDiskChange, DiskChange
 from hyperv_host_agent.hypervisors.embedded.hypervisor import EmbeddedHypervisor
 from hyperv_host_agent.hypervisors.embedded.records import verify_records
+from hyperv_host_agent.replication.cycle import DiskGeometry
 from twinsite.errors import TwinsiteError
 from twinsite.units import GiB, KiB, MiB, size
 
@@ -41,6 +44,20 @@ def _bytes(text: str, where: str) -> int:
     if match is None:
         raise click.BadParameter(f"{text!r} is not a size such as 64MiB", param_hint=where)
     return int(match[1]) * _UNITS[match[2]]
+
+
+def _named_size(text: str) -> tuple[str, int]:
+    name, _, wanted = text.partition("=")
+    if not name or not wanted:
+        raise click.BadParameter(f"{text!r} is not NAME=SIZE", param_hint="--disk")
+    return name, _bytes(wanted, "--disk")
+
+
+def _disk_of(spec: MachineSpec, name: str) -> DiskGeometry:
+    for known in spec.disks:
+        if name in (known.name, known.id):
+            return known
+    raise BadDiskChange(name, f"{spec.name} has no such disk")
 
 
 def _disk(text: str) -> NewDisk:
@@ -118,6 +135,60 @@ def thaw(vms: Path, name: str) -> None:
     """Let a frozen guest write again."""
     hypervisor = _hypervisor(vms)
     hypervisor.ask_guest(_find(hypervisor, name).spec.id, "thaw")
+
+
+@main.group()
+def disk() -> None:
+    """Change the disks of a VM, which runs or not; its replication follows by itself."""
+
+
+@disk.command("add")
+@vms_option
+@name_option
+@click.option("--disk", "text", required=True, help="vdc=64MiB: a blank disk.")
+def add_disk(vms: Path, name: str, text: str) -> None:
+    """Add a blank disk and print its id."""
+    new, wanted = _named_size(text)
+    change = DiskChange("add", str(uuid.uuid4()), wanted, new)
+    hypervisor = _hypervisor(vms)
+    hypervisor.change_disks(_find(hypervisor, name).spec.id, change)
+    click.echo(change.disk)
+
+
+@disk.command()
+@vms_option
+@name_option
+@click.option("--disk", "text", required=True, help="vdb=128MiB: its new size.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be cut off.")
+def resize(vms: Path, name: str, text: str, dry_run: bool) -> None:
+    """Grow or shrink a disk; what is cut off is gone."""
+    known, wanted = _named_size(text)
+    hypervisor = _hypervisor(vms)
+    spec = _find(hypervisor, name).spec
+    found = _disk_of(spec, known)
+    if dry_run:
+        hypervisor.check_disks(spec.id, DiskChange("resize", found.id, wanted))
+        cut = max(0, found.size - wanted)
+        click.echo(f"{found.name} {size(found.size)} -> {size(wanted)}: {size(cut)} would be cut off")
+        return
+    hypervisor.change_disks(spec.id, DiskChange("resize", found.id, wanted))
+
+
+@disk.command("remove")
+@vms_option
+@name_option
+@click.option("--disk", "known", required=True, help="Name or id of the disk.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be deleted.")
+def remove_disk(vms: Path, name: str, known: str, dry_run: bool) -> None:
+    """Remove a disk and delete its file; recovery points that have it keep it."""
+    hypervisor = _hypervisor(vms)
+    spec = _find(hypervisor, name).spec
+    found = _disk_of(spec, known)
+    if dry_run:
+        hypervisor.check_disks(spec.id, DiskChange("remove", found.id))
+        click.echo(f"{found.name} {size(found.size)}: {hypervisor.disk_path(spec.id, found.id)} would be deleted")
+        return
+    hypervisor.change_disks(spec.id, DiskChange("remove", found.id))
 
 
 @main.command()

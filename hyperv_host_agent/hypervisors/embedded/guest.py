@@ -11,14 +11,16 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from hyperv_host_agent.changes.durable import locked, safe_name
 from hyperv_host_agent.changes.tracked_disks import OWNER_LOCK, TrackedDisks
 from hyperv_host_agent.hypervisors.base import MachineFailed, MachineFenced
+from hyperv_host_agent.hypervisors.embedded import geometry
 from hyperv_host_agent.hypervisors.embedded.control import ControlServer, Words, serve_owner
+from hyperv_host_agent.hypervisors.embedded.geometry import DiskChange
 from hyperv_host_agent.hypervisors.embedded.machine_folder import MachineFolder
 from hyperv_host_agent.hypervisors.embedded.records import Label, encode_record, read_label, verify_records
 from twinsite.clock import SystemClock
@@ -58,8 +60,9 @@ class GuestLog:
 class Guest:
     """What runs inside the VM."""
 
-    def __init__(self, labels: dict[str, Label], log: GuestLog) -> None:
-        self._labels = sorted(labels.items(), key=lambda item: item[1].disk)
+    def __init__(self, log: GuestLog) -> None:
+        self._labels: list[tuple[str, Label]] = []
+        self._areas: list[tuple[str, tuple[int, int]]] = []  # where load goes: disk, (offset, length) in bytes
         self._log = log
         self._clock = SystemClock()
         self._random = random.Random()  # noqa: S311  # test data, not secrets
@@ -68,6 +71,13 @@ class Guest:
         self._frozen_until = 0.0
         self._stopping = False
         self.sequence = 0  # of the newest acknowledged record
+
+    def use(self, labels: dict[str, Label], sizes: Mapping[str, int]) -> None:
+        """What the disks say now. Disks without a label take load all over: they came blank, when the VM was there."""
+        self._labels = sorted(labels.items(), key=lambda item: item[1].disk)
+        self._areas = [(disk, label.load) for disk, label in self._labels]
+        self._areas += [(disk, (0, size)) for disk, size in sizes.items() if disk not in labels and self._labels]
+        self._areas = [(disk, area) for disk, area in self._areas if area[1] >= 2 * CLUSTER]
 
     # Asked by the control socket.
 
@@ -100,6 +110,23 @@ class Guest:
         with self._state:
             self._stopping = True
             self._state.notify_all()
+
+    def change_disks(self, folder: Path, disks: TrackedDisks, change: DiskChange) -> None:
+        """Between two writes. Raises OSError, ValueError; when it is left half made this process ends, as killed."""
+        with self.quiet() as quiet:
+            if not quiet:
+                raise OSError("the guest could not be paused in time")
+            before = MachineFolder.open(folder, folder.name)
+            try:
+                after = geometry.apply(before, disks, change)
+            except geometry.BadDiskChange as error:
+                raise ValueError(str(error)) from error
+            except Exception as error:
+                if geometry.decided(folder):
+                    self._log.write("trouble", problem=f"a change of the disks: {error}", at=self._clock.now())
+                    os._exit(1)
+                raise
+            self.use(*found_on(after))
 
     def status(self) -> Words:
         with self._state:
@@ -174,10 +201,9 @@ class Guest:
     def _write_load(self, disks: TrackedDisks) -> int:
         """One write of 4 to 64 KiB at a random place: half of it compressible, one in ten all zeros."""
         with self._busy:
-            areas = [(disk, label.load) for disk, label in self._labels if label.load[1] >= 2 * CLUSTER]
-            if not areas or not self._thawed():
+            if not self._areas or not self._thawed():
                 return 4 * KiB
-            disk, (start, length) = self._random.choice(areas)
+            disk, (start, length) = self._random.choice(self._areas)
             size = self._random.randrange(1, 17) * 4 * KiB
             offset = start + self._random.randrange((length - CLUSTER) // (4 * KiB)) * 4 * KiB
             if self._random.random() < 0.1:
@@ -196,6 +222,17 @@ class _Found:
 
     def read(self, offset: int, length: int) -> bytes:
         return self._disks.read(self._disk, offset, length)
+
+
+def found_on(folder: MachineFolder) -> tuple[dict[str, Label], dict[str, int]]:
+    """The labels on a VM's disks, and the sizes of all of them. Raises OSError."""
+    labels: dict[str, Label] = {}
+    for known in folder.disks:
+        with contextlib.closing(folder.open_disk(known.id, False)) as disk:
+            label = read_label(disk)
+        if label is not None:
+            labels[known.id] = label
+    return labels, {known.id: known.size for known in folder.disks}
 
 
 class _Starter:
@@ -224,11 +261,13 @@ def _run(folder: MachineFolder, run: Path, starter: _Starter) -> None:
         term = folder.fenced()
         if term is not None:  # looked at after this process made itself known: a later fence finds it and stops it
             raise MachineFenced(folder.spec.id, term)
+        geometry.recover(folder.path)
+        folder = MachineFolder.open(folder.path, folder.spec.id)
         files = {disk.id: folder.open_disk(disk.id, True) for disk in folder.disks}
-        labels = {disk: label for disk, file in files.items() if (label := read_label(file)) is not None}
         log = GuestLog(folder.path / "guest.log")
         stack.callback(log.close)
-        guest = Guest(labels, log)
+        guest = Guest(log)
+        guest.use(*found_on(folder))
         disks = TrackedDisks(folder.path, files, quiet=guest.quiet)
         guest.recover(disks)
         undo.pop_all()
@@ -243,6 +282,8 @@ def _run(folder: MachineFolder, run: Path, starter: _Starter) -> None:
                     guest.thaw()
                 case "shut_down":
                     guest.shut_down()
+                case "change_disks":
+                    guest.change_disks(folder.path, disks, DiskChange(**words))
                 case _:
                     return serve_owner(disks, verb, words)
             return {}

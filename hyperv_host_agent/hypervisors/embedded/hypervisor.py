@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,7 @@ import structlog
 
 from hyperv_host_agent.changes.disk import Disk
 from hyperv_host_agent.changes.durable import locked, sync_folder
-from hyperv_host_agent.changes.tracked_disks import OWNER_LOCK, Owner, OwnerGone
+from hyperv_host_agent.changes.tracked_disks import OWNER_LOCK, Owner, OwnerGone, TrackedDisks, reader_lock
 from hyperv_host_agent.changes.tracked_file import TrackedFileSource
 from hyperv_host_agent.hypervisors.base import (
     MachineExists,
@@ -32,7 +32,9 @@ from hyperv_host_agent.hypervisors.base import (
     test_name,
 )
 from hyperv_host_agent.hypervisors.description import to_proto
+from hyperv_host_agent.hypervisors.embedded import geometry
 from hyperv_host_agent.hypervisors.embedded.control import GuestOwner, Words, ask
+from hyperv_host_agent.hypervisors.embedded.geometry import DiskChange
 from hyperv_host_agent.hypervisors.embedded.machine_folder import (
     DiskFile,
     GuestProcess,
@@ -45,6 +47,7 @@ from hyperv_host_agent.store.base import AttachedDisk
 from twinsite.clock import SystemClock
 
 _START_SECONDS: Final = 60.0  # a loaded host, and a record check that reads from a deep chain
+_POINT_SECONDS: Final = 5.0  # a point is open for moments, as a rule
 _KILL_SECONDS: Final = 20.0
 _DELETED: Final = ".deleted-"
 _NEW: Final = ".new-"
@@ -103,6 +106,7 @@ class EmbeddedHypervisor:
             machine=lambda: to_proto(self.machine(vm_id)).SerializeToString(deterministic=True),
             owner=owner,
             settled=lambda: folder.guest() is None,
+            recover=lambda: geometry.recover(folder.path),
         )
 
     def define(self, spec: MachineSpec, disks: tuple[AttachedDisk, ...], *, purpose: Purpose) -> None:
@@ -194,6 +198,29 @@ class EmbeddedHypervisor:
         """The disk as it is now, whatever it is made of; for people and for proofs. Raises OSError."""
         return self._open(vm_id).open_disk(disk, False)
 
+    def check_disks(self, vm_id: str, change: DiskChange) -> None:
+        """Raises BadDiskChange when `change_disks` would."""
+        geometry.check(self._open(vm_id), change)
+
+    def change_disks(self, vm_id: str, change: DiskChange) -> MachineState:
+        """Grow, shrink, add or remove a disk, whether the VM runs or not. Returns when it is durable.
+
+        Raises MachineMissing, MachineFenced, BadDiskChange, MachineFailed.
+        """
+        with self._changing(vm_id):
+            folder = self._open(vm_id)
+            term = folder.fenced()
+            if term is not None:
+                raise MachineFenced(vm_id, term)
+            geometry.check(folder, change)
+            try:
+                # Whoever reads a point of the VM may finish; from here on nobody opens one. One that reads on fails.
+                with reader_lock(folder.path, seconds=_POINT_SECONDS):
+                    self._make(vm_id, change)
+            except (OSError, ValueError) as error:
+                raise MachineFailed(vm_id, f"its disks cannot be changed: {error}") from error
+            return self.machine(vm_id)
+
     def fence(self, vm_id: str, term: int) -> None:
         with self._changing(vm_id):
             folder = self._open(vm_id)
@@ -213,6 +240,23 @@ class EmbeddedHypervisor:
             return ask(Path(guest.socket), verb, **words)
         except OwnerGone:
             raise MachineFailed(vm_id, "its guest does not answer") from None
+
+    def _make(self, vm_id: str, change: DiskChange) -> None:
+        """As the owner of the disks, or by their owner."""
+        deadline = self._clock.monotonic() + _START_SECONDS
+        while not geometry.is_made(folder := self._open(vm_id), change):
+            with locked(folder.path / OWNER_LOCK) as free:
+                if free:
+                    geometry.recover(folder.path)
+                    _change_stopped(self._open(vm_id), change)
+                    return
+            guest = folder.guest()
+            with contextlib.suppress(OwnerGone):
+                if guest is not None and guest.alive():
+                    ask(Path(guest.socket), "change_disks", timeout=_START_SECONDS, **asdict(change))
+            if self._clock.monotonic() > deadline:
+                raise OSError("the process that has its disks open does not answer")
+            threading.Event().wait(0.02)
 
     def _open(self, vm_id: str) -> MachineFolder:
         return MachineFolder.open(self._vms / folder_name(vm_id), vm_id)
@@ -286,6 +330,19 @@ class EmbeddedHypervisor:
             if self._clock.monotonic() > forced_deadline:
                 raise MachineFailed(folder.spec.id, "its disks are still in use by a process that cannot be ended")
             threading.Event().wait(0.01)
+
+
+def _change_stopped(folder: MachineFolder, change: DiskChange) -> None:
+    if geometry.is_made(folder, change):
+        return
+    with contextlib.ExitStack() as stack:
+        disks = {
+            disk.id: stack.enter_context(contextlib.closing(folder.open_disk(disk.id, True))) for disk in folder.disks
+        }
+        tracked = TrackedDisks(folder.path, disks)
+        stack.pop_all()  # it closes them from here on
+    with tracked:
+        geometry.apply(folder, tracked, change)
 
 
 def _wait_or_kill(guest: GuestProcess, clock: SystemClock, deadline: float) -> None:

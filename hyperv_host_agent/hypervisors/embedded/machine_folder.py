@@ -2,6 +2,7 @@
 
 machine.json     what it is: id, name, CPUs, memory, NICs, disks, purpose
 <disk>.raw       a flat disk, or <disk>.top and <disk>.present: an overlay on a recovery point
+geometry/        a change of its disks that is not finished, see `geometry`
 fence.json       another host owns it in this term: it may not start
 stopped          it was stopped on purpose and does not start with its host
 guest.json       the guest process: pid, when it started, its control socket; left behind when it was killed
@@ -60,6 +61,21 @@ def started(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
+def open_file(folder: Path, known: DiskFile, *, writable: bool) -> Disk:
+    """Raises OSError."""
+    path = folder / known.file
+    opened: Disk
+    if known.layers:
+        layers = [Path(layer) for layer in known.layers]
+        opened = OverlayDisk(path, layers, writable=writable, boot=this_boot())
+    else:
+        opened = RawDisk(path, writable=writable)
+    if opened.size != known.size:
+        opened.close()
+        raise OSError(f"{path} has {opened.size} bytes, its machine.json says {known.size}")
+    return opened
+
+
 def folder_name(vm_id: str) -> str:
     return vm_id if _PLAIN_ID.fullmatch(vm_id) else f"x-{safe_name(vm_id)}"
 
@@ -115,6 +131,10 @@ class MachineFolder:
         }
         replace(path / "machine.json", json.dumps(words, indent=1).encode())
 
+    def rewrite(self, disks: tuple[DiskFile, ...]) -> None:
+        """The VM has these disks now; all else stays. Atomic and durable."""
+        self.write(self.path, self.spec, disks, self.purpose, autostart=self._autostart)
+
     def disk_file(self, disk: str) -> DiskFile:
         """Raises MachineFailed."""
         for known in self.disks:
@@ -124,18 +144,7 @@ class MachineFolder:
 
     def open_disk(self, disk: str, writable: bool) -> Disk:
         """Raises OSError."""
-        known = self.disk_file(disk)
-        path = self.path / known.file
-        opened: Disk
-        if known.layers:
-            layers = [Path(layer) for layer in known.layers]
-            opened = OverlayDisk(path, layers, writable=writable, boot=this_boot())
-        else:
-            opened = RawDisk(path, writable=writable)
-        if opened.size != known.size:
-            opened.close()
-            raise OSError(f"{path} has {opened.size} bytes, its machine.json says {known.size}")
-        return opened
+        return open_file(self.path, self.disk_file(disk), writable=writable)
 
     def fenced(self) -> int | None:
         """The term in which another host owns it; an unreadable mark is one of a term nobody knows, 0."""

@@ -8,6 +8,7 @@ host only what a `sync` had made durable counts as present: a page of `top` that
 layer.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,17 +27,14 @@ class OverlayDisk:
     def __init__(self, top: Path, layers: Sequence[Path], *, writable: bool, boot: bytes) -> None:
         """Raises OSError."""
         self._top = RawDisk(top, writable=writable)
-        bits = clusters(self._top.size)
-        step = padded(bytes_for(bits))
         try:
             self._present_inode = present_path(top).stat().st_ino
-            self._mapped = MappedFile(present_path(top), PAGE + 2 * step, writable=writable)
+            self._mapped = MappedFile(present_path(top), _present_length(self._top.size), writable=writable)
             self._chain = ChainReader(layers)
         except (MapUnusable, LayerDamaged) as error:
             self._top.close()
             raise OSError(str(error)) from error
-        written = Bitmap(self._mapped.slice(PAGE, step), bits)
-        self._durable = Bitmap(self._mapped.slice(PAGE + step, step), bits)
+        written, self._durable = _bitmaps(self._mapped, self._top.size)
         self._present = written
         if self._mapped.words.get_16_bytes(_BOOT) != boot:
             if writable:
@@ -47,13 +45,15 @@ class OverlayDisk:
             else:
                 self._present = self._durable
         self._bitmaps = (written, self._durable)
-        if self._chain.size != self._top.size:
-            self.close()
-            raise OSError(f"{top} has {self._top.size} bytes, the point below it {self._chain.size}")
 
     @property
     def size(self) -> int:
         return self._top.size
+
+    @property
+    def below(self) -> int:
+        """Bytes of the disk at the point it stands on."""
+        return self._chain.size
 
     def read(self, offset: int, length: int) -> bytes:
         parts: list[bytes] = []
@@ -88,11 +88,12 @@ class OverlayDisk:
             view, offset = view[len(part) :], offset + len(part)
 
     def holes(self, run: Run) -> Iterator[Run]:
+        below = clusters(self._chain.size)
         for hole in self._top.holes(run):  # whatever is not present is one
             yield from runs(
                 cluster
                 for cluster in range(hole.start, hole.end)
-                if cluster in self._present or self._chain.is_zero(cluster)
+                if cluster in self._present or cluster >= below or self._chain.is_zero(cluster)
             )
 
     def sync(self) -> None:
@@ -115,8 +116,9 @@ class OverlayDisk:
         self._top.close()
 
     def _below(self, offset: int, length: int) -> bytes:
+        there = max(0, min(length, self._chain.size - offset))  # the disk may have grown since the point
         try:
-            return self._chain.read(offset, length)
+            return self._chain.read(offset, there).ljust(length, b"\0") if there else bytes(length)
         except LayerDamaged as error:
             raise OSError(str(error)) from error
 
@@ -125,8 +127,67 @@ def create_overlay(top: Path, size: int) -> None:
     """An overlay that shows what is below it; its files are small whatever the size."""
     with top.open("wb") as file:
         os.ftruncate(file.fileno(), size)
-    create_mapped(present_path(top), PAGE + 2 * padded(bytes_for(clusters(size))))
+    create_mapped(present_path(top), _present_length(size))
+
+
+def stage_resize(top: Path, size: int, layers: Sequence[Path], *, boot: bytes) -> None:
+    """Prepare that the overlay has `size` bytes; durable. Nobody writes to it until `publish_resize`, or it is dropped.
+
+    What the point below holds behind the end of a disk that was smaller once must not come back: all that a growing
+    disk gets counts as written, and reads zeros. Raises OSError.
+    """
+    with contextlib.closing(OverlayDisk(top, layers, writable=True, boot=boot)) as disk:
+        before, below = disk.size, disk.below
+        last = before // CLUSTER * CLUSTER
+        if last < before:  # a cluster is above or below as a whole, and this one is to change its length
+            disk.write(last, disk.read(last, before - last))
+            disk.sync()
+    covered = Run(clusters(before), max(0, min(clusters(size), clusters(below)) - clusters(before)))
+    create_mapped(_staged(top), _present_length(size))
+    try:
+        old = MappedFile(present_path(top), _present_length(before), writable=False)
+        new = MappedFile(_staged(top), _present_length(size), writable=True)
+    except MapUnusable as error:
+        raise OSError(str(error)) from error
+    for had, has in zip(_bitmaps(old, before), _bitmaps(new, size), strict=True):
+        has.merge(had)
+        if covered.count:
+            has.set_run(covered)
+        had.release()
+        has.release()
+    new.words.set_16_bytes(_BOOT, old.words.get_16_bytes(_BOOT))
+    new.flush()
+    new.close()
+    old.close()
+
+
+def publish_resize(top: Path) -> None:
+    """Its new size is decided. Repeatable; the top file gets it after this."""
+    if _staged(top).exists():
+        _staged(top).rename(present_path(top))
+
+
+def forget_resize(top: Path) -> None:
+    """What `stage_resize` prepared. Repeatable."""
+    _staged(top).unlink(missing_ok=True)
 
 
 def present_path(top: Path) -> Path:
     return top.with_suffix(".present")
+
+
+def _staged(top: Path) -> Path:
+    return top.with_suffix(".present.staged")
+
+
+def _present_length(size: int) -> int:
+    return PAGE + 2 * padded(bytes_for(clusters(size)))
+
+
+def _bitmaps(mapped: MappedFile, size: int) -> tuple[Bitmap, Bitmap]:
+    """What is written, and what of it is durable."""
+    step = padded(bytes_for(clusters(size)))
+    return (
+        Bitmap(mapped.slice(PAGE, step), clusters(size)),
+        Bitmap(mapped.slice(PAGE + step, step), clusters(size)),
+    )

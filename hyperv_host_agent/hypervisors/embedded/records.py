@@ -13,7 +13,7 @@ import json
 import struct
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final, Protocol
 
 from blake3 import blake3
@@ -86,6 +86,21 @@ def new_labels(
             )
         )
     return labels
+
+
+def moved(label: Label, size: int) -> Label:
+    """What the guest does with the disk when it has `size` bytes; its records keep their slots in the ring.
+
+    A disk that takes load has its ring at its end. Before the ring of any other one is somebody's content, so that
+    stays where it is. Raises ValueError when there is no room.
+    """
+    end = label_place(size)
+    start, length = label.ring
+    if label.load[1]:
+        start = end - length
+    if start < 0 or start + length > end:
+        raise ValueError(f"what is on it needs {label.ring[1] + SECTOR + (0 if label.load[1] else start)} bytes")
+    return replace(label, ring=(start, length), load=(0, start) if label.load[1] else label.load)
 
 
 def label_place(size: int) -> int:

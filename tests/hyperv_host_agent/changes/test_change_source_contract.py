@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hyperv_host_agent.changes.memory import MemoryChangeSource
+from hyperv_host_agent.replication.cycle import DiskGeometry
 from tests.contracts.change_source import DISKS, A, ChangeSourceContract, Rig
 from tests.fakes.tracked_machine import TrackedMachine
 
@@ -19,6 +20,16 @@ class MemoryRig(Rig):
 
     def content(self, disk: str) -> bytes:
         return self.memory.content(disk)
+
+    def reshape(self, *disks: DiskGeometry) -> None:
+        before = {disk.id: disk for disk in self.memory.disks()}
+        for disk in disks:
+            if disk.id not in before:
+                self.memory.add_disk(disk)
+            elif before[disk.id] != disk:
+                self.memory.resize(disk.id, disk.size)
+        for gone in set(before) - {disk.id for disk in disks}:
+            self.memory.remove_disk(gone)
 
     def lose_tracking(self) -> None:
         self.memory.lose_tracking()
@@ -40,6 +51,9 @@ class TrackedRig(Rig):
 
     def content(self, disk: str) -> bytes:
         return self.machine.content(disk)
+
+    def reshape(self, *disks: DiskGeometry) -> None:
+        self.machine.reshape(*disks)
 
     def lose_tracking(self) -> None:
         self.machine.stop()

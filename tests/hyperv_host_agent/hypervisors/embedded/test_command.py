@@ -23,7 +23,7 @@ def vms(tmp_path: Path) -> Iterator[Path]:
 
 
 def call(command: str, vms: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(main, [command, "--vms", str(vms), *arguments])
+    return CliRunner().invoke(main, [*command.split(), "--vms", str(vms), *arguments])
 
 
 def test_a_vm_made_from_an_image_keeps_the_image_and_writes_behind_it(vms: Path, tmp_path: Path):
@@ -88,3 +88,23 @@ def test_a_wrong_disk_is_refused_and_nothing_is_left(
     assert ended.value.code != 0
     assert problem in capsys.readouterr().err
     assert EmbeddedHypervisor(vms, vms / ".run").machines() == []
+
+
+def test_disks_change_by_command_while_the_vm_runs(vms: Path):
+    call("create", vms, "--name", "web01", "--disk", "vda=2M", "--interval", "0.01")
+    call("start", vms, "--name", "web01")
+    assert call("disk add", vms, "--name", "web01", "--disk", "vdb=4M").exit_code == 0
+    assert call("disk resize", vms, "--name", "web01", "--disk", "vda=8M").exit_code == 0
+    assert "running  vda 8.0 MiB, vdb 4.0 MiB" in call("list", vms).output
+    for command, said in (
+        (("disk remove", "vdb"), "would be deleted"),
+        (("disk resize", "vda=4M"), "4.0 MiB would be cut off"),
+    ):
+        tried = call(command[0], vms, "--name", "web01", "--disk", command[1], "--dry-run")
+        assert tried.exit_code == 0
+        assert said in tried.output
+    assert "vda 8.0 MiB, vdb 4.0 MiB" in call("list", vms).output
+    assert call("disk remove", vms, "--name", "web01", "--disk", "vdb").exit_code == 0
+    call("stop", vms, "--name", "web01")
+    assert call("records", vms, "--name", "web01").exit_code == 0
+    assert call("disk remove", vms, "--name", "web01", "--disk", "vdq").exit_code != 0

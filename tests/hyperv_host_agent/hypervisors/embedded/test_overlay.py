@@ -1,12 +1,19 @@
 """An overlay shows its point and what was written over it."""
 
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from hyperv_host_agent.hypervisors.embedded.overlay import OverlayDisk, create_overlay
+from hyperv_host_agent.hypervisors.embedded.overlay import (
+    OverlayDisk,
+    create_overlay,
+    forget_resize,
+    publish_resize,
+    stage_resize,
+)
 from tests.fakes.layers import chain
 from twinsite.extents import CLUSTER, Run, clusters
 
@@ -43,8 +50,8 @@ def overlay(top: Path, below: tuple[tuple[Path, ...], bytes]) -> Iterator[Overla
 
 def scribble(disk: OverlayDisk, model: bytearray, seed: random.Random, times: int) -> None:
     for _ in range(times):
-        offset = seed.randrange(SIZE)
-        data = seed.randbytes(min(SIZE - offset, seed.choice([1, 512, 4096, CLUSTER, 3 * CLUSTER])))
+        offset = seed.randrange(disk.size)
+        data = seed.randbytes(min(disk.size - offset, seed.choice([1, 512, 4096, CLUSTER, 3 * CLUSTER])))
         disk.write(offset, data)
         model[offset : offset + len(data)] = data
 
@@ -115,7 +122,31 @@ def test_an_overlay_without_its_layers_or_its_map_is_an_error_of_the_disk(
         OverlayDisk(top, below[0], writable=False, boot=BOOT)
 
 
-def test_an_overlay_of_another_size_than_its_point_is_refused(tmp_path: Path, below: tuple[tuple[Path, ...], bytes]):
-    create_overlay(tmp_path / "other.top", SIZE + CLUSTER)
-    with pytest.raises(OSError, match="the point below it"):
-        OverlayDisk(tmp_path / "other.top", below[0], writable=False, boot=BOOT)
+@pytest.mark.parametrize("seed", range(8))
+def test_an_overlay_that_shrinks_and_grows_equals_a_flat_disk_that_does(
+    top: Path, below: tuple[tuple[Path, ...], bytes], seed: int
+):
+    chance, model = random.Random(seed), bytearray(below[1])
+    for _ in range(12):
+        size = chance.randrange(1, 2 * SIZE // 512) * 512
+        stage_resize(top, chance.randrange(1, SIZE // 512) * 512, below[0], boot=BOOT)
+        forget_resize(top)  # that one was not decided
+        stage_resize(top, size, below[0], boot=BOOT)
+        publish_resize(top)
+        publish_resize(top)
+        os.truncate(top, size)
+        del model[size:]
+        model.extend(bytes(size - len(model)))
+        disk = OverlayDisk(top, below[0], writable=True, boot=BOOT)
+        assert disk.read(0, size) == model
+        for hole in disk.holes(Run(0, clusters(size))):
+            assert not any(model[hole.start * CLUSTER : hole.end * CLUSTER])
+        if chance.randrange(2):
+            scribble(disk, model, chance, 3)
+        disk.close()
+
+
+def test_an_overlay_whose_map_is_of_another_size_is_refused(top: Path, below: tuple[tuple[Path, ...], bytes]):
+    os.truncate(top, SIZE + 8 * 4096 * CLUSTER)
+    with pytest.raises(OSError, match="wrong length"):
+        OverlayDisk(top, below[0], writable=False, boot=BOOT)
