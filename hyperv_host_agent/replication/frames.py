@@ -101,6 +101,8 @@ def _malformed(header: CycleHeader) -> str | None:
         return "an unknown consistency"
     if (header.consistency == "none") != (header.kind is not Kind.DELTA):
         return f"consistency {header.consistency} of a cycle of kind {header.kind.value}"
+    if header.placeholder and header.kind is not Kind.INITIAL:
+        return f"a placeholder of kind {header.kind.value}"
     if (header.parent == 0) != (header.kind is Kind.INITIAL):
         return f"parent {header.parent} of a cycle of kind {header.kind.value}"
     if not 1 <= len(header.disks) <= MAX_DISKS:
@@ -121,6 +123,8 @@ def check_batch(header: CycleHeader, batch: Batch, expected: int) -> None:
 
 
 def _batch_problem(header: CycleHeader, batch: Batch, expected: int) -> str | None:
+    if header.placeholder:
+        return "a placeholder has no content"
     if batch.sequence != expected or expected > MAX_BATCHES:
         return f"{expected} is next"
     if not 0 <= batch.disk < len(header.disks):
