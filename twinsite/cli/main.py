@@ -23,6 +23,7 @@ _NOUNS: Final = {
     "logout": "End this login.",
     "pair": "Pairs of a primary and a target cloud.",
     "point": "Recovery points.",
+    "seed": "Initial copies on media.",
     "server": "Registered VMM servers.",
     "status": "Everything on one screen.",
     "vault": "The vault.",

@@ -13,8 +13,8 @@ Treat a code that is not listed as a failure.""",
     "environment": """TWINSITE_HOME      folder of the login (default ~/.config/twinsite)
 TWINSITE_NO_INPUT  1: never ask""",
     "confirmations": """A  nothing to confirm: reading, test failover
-B  y/N, or -y: pause, cancel a job, revoke a key, protect
-C  --confirm NAME: unprotect, remove a pair or a server
+B  y/N, or -y: pause, cancel a job, revoke a key, protect, change a pair
+C  --confirm NAME: unprotect, lock a point, remove a pair or a server
 D  --confirm NAME and --reason TEXT, logged in at most 5 minutes ago: failover, deleting a replica""",
 }
 

@@ -4,9 +4,11 @@ import click
 
 from twinsite import units
 from twinsite.api.coordinator.v1 import admin_pb2
-from twinsite.cli import confirm
+from twinsite.api.types.v1 import types_pb2
+from twinsite.cli import confirm, protection, verify
 from twinsite.cli.command import Context, command
-from twinsite.cli.output import age, local
+from twinsite.cli.moment import MOMENT
+from twinsite.cli.output import age
 from twinsite.cli.plain import enum_word
 
 
@@ -40,25 +42,14 @@ def _row(context: Context, m: admin_pb2.MachineView) -> tuple[str, ...]:
     return (
         m.name,
         context.output.health(p.health),
-        _state(p),
+        protection.state(p),
         m.cloud,
         m.host,
-        _rpo(p),
+        protection.rpo(p),
         str(p.points),
         str(p.term),
         since,
     )
-
-
-def _state(p: admin_pb2.Protection) -> str:
-    if p.state == "initial" and p.initial_total_bytes:
-        return f"initial {100 * p.initial_done_bytes // p.initial_total_bytes} %"
-    return p.state.replace("_", " ")
-
-
-def _rpo(p: admin_pb2.Protection) -> str:
-    now = units.duration(p.rpo_age_seconds) if p.rpo_known else "<none>"
-    return f"{now}/{units.duration(p.frequency_seconds)}"
 
 
 @vm.command()
@@ -80,46 +71,50 @@ async def show(context: Context, name: str) -> None:
         ("Disks", ", ".join(f"{disk.name} {units.size(disk.size_bytes)}" for disk in m.machine.disks)),
     ]
     if m.HasField("protection"):
-        facts += _protection(context, m.protection)
+        facts += protection.facts(context.output, m.protection)
     else:
         facts.append(("Protection", f"none  (twinsite vm protect {m.name} --pair SOURCE:TARGET)"))
     context.output.one("Vm", m, facts)
-
-
-def _protection(context: Context, p: admin_pb2.Protection) -> list[tuple[str, str]]:
-    saved = f", {p.changed_bytes / p.wire_bytes:.1f} : 1 on the wire" if p.wire_bytes else ""
-    return [
-        ("Health", context.output.health(p.health)),
-        ("Reason", p.reason),
-        ("State", _state(p)),
-        ("Pair", p.pair),
-        ("Replica on", p.target_host),
-        ("Owner", f"{p.owner_host}, term {p.term}"),
-        ("RPO", f"now {_rpo(p).replace('/', ', target ')}"),
-        ("Newest point", f"{p.newest_cycle}, {local(p.newest_instant)}" if p.newest_cycle else ""),
-        ("Points", str(p.points)),
-        ("Cycles", f"{p.cycles}, last took {p.last_cycle_seconds:.1f} s"),
-        ("Changed", f"{units.size(p.changed_bytes)}, sent {units.size(p.wire_bytes)}{saved}"),
-        ("Failed over to", str(p.failover_cycle) if p.failover_cycle else ""),
-        ("Tests", ", ".join(p.tests)),
-        ("Protected since", local(p.protected_since)),
-    ]
 
 
 @vm.command()
 @click.argument("name")
 @click.option("--pair", required=True, help="SOURCE:TARGET clouds.")
 @click.option("--target-host", default="", help="The host in the target cloud with the most room unless told.")
+@click.option("--at", "start", type=MOMENT, help="Begin then: +2h, 02:00, 2026-11-23T02:00; at most 7 days ahead.")
+@click.option("--offline", is_flag=True, help="The initial copy comes on media: twinsite seed export, seed import.")
+@click.option(
+    "--existing", multiple=True, metavar="DISK=PATH", help="Image at the target a disk resembles; repeatable."
+)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
 @command(mutates=True, waits=True)
-async def protect(context: Context, name: str, pair: str, target_host: str, yes: bool, dry_run: bool) -> None:
+async def protect(
+    context: Context,
+    name: str,
+    pair: str,
+    target_host: str,
+    start: float | None,
+    offline: bool,
+    existing: tuple[str, ...],
+    yes: bool,
+    dry_run: bool,
+) -> None:
     """Replicate a VM to the pair's target cloud; ends when it can be failed over.
 
     \b
     twinsite vm protect web01 --pair gold-a:gold-b
+    twinsite vm protect web01 --pair gold-a:gold-b --at 02:00
+    twinsite vm protect web01 --pair gold-a:gold-b --existing vda=/images/template.qcow2
     """
-    request = admin_pb2.ProtectRequest(name=name, pair=pair, target_host=target_host, dry_run=True)
+    initial = types_pb2.InitialReplication(
+        method=types_pb2.InitialReplication.METHOD_OFFLINE if offline else types_pb2.InitialReplication.METHOD_NETWORK
+    )
+    if start is not None:
+        initial.start_at.FromSeconds(int(start))
+    request = admin_pb2.ProtectRequest(
+        name=name, pair=pair, target_host=target_host, dry_run=True, initial=initial, existing=_images(existing)
+    )
     async with context.connect() as api:
         plan = await api.machines.Protect(request)
         confirm.show(plan.consequences, plan.warnings)
@@ -129,6 +124,50 @@ async def protect(context: Context, name: str, pair: str, target_host: str, yes:
         request.dry_run = False
         answer = await api.machines.Protect(request)
         await context.finish(api, answer.job_id, following=f"twinsite vm test {name}")
+
+
+def _images(words: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for word in words:
+        disk, equals, path = word.partition("=")
+        if not equals or not disk or not path or disk in found:
+            raise click.BadParameter(f"{word!r} is not DISK=PATH, each disk once", param_hint="--existing")
+        found[disk] = path
+    return found
+
+
+@vm.command(name="start-initial")
+@click.argument("name")
+@click.option("--reason", default="", help="Goes to the audit log.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
+@command(mutates=True)
+async def start_initial(context: Context, name: str, reason: str, dry_run: bool) -> None:
+    """Begin an initial replication now that was put off with --at.
+
+    \b
+    twinsite vm start-initial web01
+    """
+    async with context.connect() as api:
+        request = admin_pb2.MachineActionRequest(name=name, reason=reason, dry_run=dry_run)
+        answer = await api.machines.StartInitial(request)
+        confirm.show(answer.consequences, answer.warnings)
+        if not dry_run:
+            context.output.done(f"initial replication of {name} begins", following=f"twinsite vm show {name}")
+
+
+@vm.command(name="verify")
+@click.argument("name")
+@click.option("--repair", is_flag=True, help="Mend what is damaged: from other layers, or from the source.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
+@command(mutates=True, waits=True)
+async def verify_(context: Context, name: str, repair: bool, dry_run: bool) -> None:
+    """Read and check the whole replica of a VM; exit 3 when damage remains.
+
+    \b
+    twinsite vm verify web01
+    twinsite vm verify web01 --repair
+    """
+    await verify.run(context, admin_pb2.VerifyRequest(name=name, repair=repair, dry_run=dry_run))
 
 
 @vm.command()

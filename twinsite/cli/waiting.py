@@ -97,8 +97,14 @@ class _bar:  # noqa: N801  # reads as a function
             description = f"job {job.id} {job.kind}  step {min(done + 1, len(job.tasks))}/{len(job.tasks)} {task.name}"
             self.live.update(self.row, description=description, completed=task.percent, detail=_detail(task))
             return
+        if self.output.json:
+            return
+        for task in running:
+            if task.message.startswith("wait") and task.message not in self.told:  # for a time, or for a person
+                self.told.add(task.message)
+                self.output.note(f"  {task.name}: {task.message}")
         for task in job.tasks:
-            if task.state in FINAL and task.id not in self.told and not self.output.json:
+            if task.state in FINAL and task.id not in self.told:
                 self.told.add(task.id)
                 self.output.note(f"  {task.name}: {task.state}{f' ({task.message})' if task.message else ''}")
 
