@@ -17,8 +17,8 @@ _CHUNK_BYTES: Final = 64 << 10
 _DISK_BYTES: Final = 64 << 40  # what an index file may be asked to describe
 
 
-async def fetch(chunks: Chunks, cycle: Committed, reader: Reader) -> None:
-    """The index describes `cycle` when it returns.
+async def fetch(chunks: Chunks, cycle: Committed, reader: Reader) -> tuple[DiskGeometry, ...]:
+    """The index describes `cycle` when it returns the disks of that cycle (without their names).
 
     Raises what `chunks` raises, and BadMessage; then the index is as it was.
     """
@@ -33,6 +33,7 @@ async def fetch(chunks: Chunks, cycle: Committed, reader: Reader) -> None:
         await reader.run(_apply, reader.index, staging, cycle)
     finally:
         await reader.run(staging.close)
+    return tuple(disks)
 
 
 async def _disks(

@@ -9,16 +9,18 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final, ParamSpec, TypeVar
 
-from hyperv_host_agent import packing, wire
+from hyperv_host_agent import packing, reading_plan, wire
 from hyperv_host_agent.changes.base import ChangeSource, SourcePoint
 from hyperv_host_agent.changes.fingerprints import FingerprintIndex
 from hyperv_host_agent.packing import Packed, Packer
 from hyperv_host_agent.pending import Pending
+from hyperv_host_agent.reading_plan import Unit
 from hyperv_host_agent.replication.cycle import DiskGeometry
 from hyperv_host_agent.replication.sending import ReadPoint, ReadSlice, Ready
 from hyperv_host_agent.replication.state import Position
@@ -31,8 +33,7 @@ UNIT_CLUSTERS: Final = 32  # read at once: 2 MiB
 BATCH_BYTES: Final = 1 * MiB  # a batch is full with so many bytes of frames; one more unit still fits a message
 BATCH_CLUSTERS: Final = 512  # or when so many clusters were looked at
 AHEAD: Final = 6  # units on their way at one time
-COPY_LEVEL: Final = 1  # zstd: costs 5 % of the size and is half again as fast
-CYCLE_LEVEL: Final = 3
+PLANNED: Final = 1024  # units known ahead of being read
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
@@ -42,6 +43,7 @@ class Compressors:
     """The threads of this host that hash and compress, for all its VMs."""
 
     def __init__(self, threads: int) -> None:
+        self.threads = threads
         self.pool = ThreadPoolExecutor(threads, "compress")
         self._local = threading.local()
 
@@ -56,29 +58,29 @@ class Compressors:
         self.pool.shutdown()
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """Ascending runs of one disk that are handled as one; what `read` gives None for is a hole."""
-
-    disk: int
-    runs: tuple[Run, ...]
-    read: Callable[[str, Run], bytes | None]
-    compare: bool
-    level: int  # of compression, if there is any
-
-    @property
-    def end(self) -> int:
-        return self.runs[-1].end
-
-    @property
-    def count(self) -> int:
-        return sum(run.count for run in self.runs)
-
-
 @dataclass(slots=True)
-class Timing:
+class Work:
+    """What reading and packing came to; seconds are sums over the threads."""
+
     read_seconds: float = 0.0
     pack_seconds: float = 0.0
+    frame_seconds: float = 0.0  # of pack_seconds: in which frames were made
+    content_bytes: int = 0  # that frames were made of
+    frame_bytes: int = 0
+
+    def add(self, packed: Packed) -> None:
+        self.read_seconds += packed.read_seconds
+        self.pack_seconds += packed.pack_seconds
+        self.frame_seconds += packed.frame_seconds
+        self.content_bytes += len(packed.clusters) * CLUSTER
+        self.frame_bytes += packed.frame_bytes
+
+    def merge(self, other: "Work") -> None:
+        self.read_seconds += other.read_seconds
+        self.pack_seconds += other.pack_seconds
+        self.frame_seconds += other.frame_seconds
+        self.content_bytes += other.content_bytes
+        self.frame_bytes += other.frame_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ class _Way:
     """Units on their way through the threads, in order."""
 
     units: Iterator[Unit]
+    planned: deque[Unit] = field(default_factory=deque)
     flying: deque[tuple[Unit, Future[Packed]]] = field(default_factory=deque)
 
 
@@ -113,22 +116,29 @@ class Reader:
         self.index = index
         self.pending = pending
         self.compression = compression
+        self.level = 1  # of zstd, if there is compression; 0: none after all
         self.batch_bytes = BATCH_BYTES  # less under a rate cap, so that messages flow evenly
         self._compressors = compressors
         self._thread = ThreadPoolExecutor(1, "source")
         self._copy: tuple[bytes, int, Position, _Way] | None = None  # cycle, stream, where it goes on, what flies
         self._ends: dict[str, int] = {}  # of the source's disks now, in clusters
 
+    @property
+    def threads(self) -> int:
+        """That pack at a time, for all VMs of the host."""
+        return self._compressors.threads
+
     async def run(self, call: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Answer:
         """`call` in the thread that owns source, index and pending fingerprints."""
         return await asyncio.wrap_future(self._thread.submit(call, *args, **kwargs))
 
-    async def slice(self, order: ReadSlice) -> tuple[Built | None, Position]:
-        """The next batch of a copy, None when nothing had to go, and where the copy goes on."""
+    async def slice(self, order: ReadSlice) -> tuple[Built | None, Position, Work]:
+        """The next batch of a copy, None when nothing had to go; where the copy goes on, and what it took."""
         disks = order.header.disks
         self._ends = {disk.id: clusters(disk.size) for disk in await self.run(self.source.disks)}
         way = await self._continued(order)
         gathered: Packed | None = None
+        work = Work()
         position, looked = order.position, 0
         while way.flying:
             unit, flying = way.flying[0]
@@ -136,7 +146,8 @@ class Reader:
                 break
             packed = await asyncio.wrap_future(flying)
             way.flying.popleft()
-            self._fill(way, disks, Timing())
+            self._fill(way, disks)
+            work.add(packed)
             looked += unit.count
             position = _after(disks, unit)
             if gathered is None:
@@ -151,29 +162,32 @@ class Reader:
         if gathered is None or not gathered.changed_clusters:
             # What an older stream noted from here on must go, also when nothing more has to be sent.
             await self.run(self.pending.begin, order.header.id, order.sequence)
-            return None, position
-        return await self.run(self._build, gathered, order, order.sequence, order.digest), position
+            return None, position, work
+        return await self.run(self._build, gathered, order, order.sequence, order.digest), position, work
 
-    async def point(self, point: SourcePoint, order: ReadPoint, spool: Spool) -> tuple[tuple[Ready, ...], Timing]:
-        """All of a point's changes into the spool."""
-        timing = Timing()
+    async def point(self, point: SourcePoint, order: ReadPoint, spool: Spool) -> tuple[tuple[Ready, ...], Work]:
+        """All of a point's changes into the spool, and what it took."""
+        work = Work()
         await self.stop()
         await self.run(self.pending.begin, order.header.id, 1)
-        units = await self.run(list, _changes(point, order, self._unit()))
-        way = _Way(iter(units))
+        way = _Way(reading_plan.changes(point, order, self._unit()))
         try:
-            return await self._point(way, order, spool, timing), timing
+            return await self._point(way, order, spool, work), work
         finally:
             await asyncio.shield(_landed(way))
 
-    async def _point(self, way: _Way, order: ReadPoint, spool: Spool, timing: Timing) -> tuple[Ready, ...]:
+    async def _point(self, way: _Way, order: ReadPoint, spool: Spool, work: Work) -> tuple[Ready, ...]:
         made: list[Ready] = []
         gathered: Packed | None = None
-        self._fill(way, order.header.disks, timing)
+        await self._plan(way)
+        self._fill(way, order.header.disks)
         while way.flying:
             unit, flying = way.flying.popleft()
             packed = await asyncio.wrap_future(flying)
-            self._fill(way, order.header.disks, timing)
+            work.add(packed)
+            if len(way.planned) < AHEAD:
+                await self._plan(way)
+            self._fill(way, order.header.disks)
             if gathered is not None and gathered.disk != unit.disk:
                 await self._spool(gathered, order, spool, made)
                 gathered = None
@@ -227,27 +241,34 @@ class Reader:
             if (cycle, stream, position) == (order.header.id, order.stream, order.position):
                 return way
             await self.stop()
-        way = _Way(_everything(order, self._read_then, self._unit))
-        self._fill(way, order.header.disks, Timing())
+        way = _Way(reading_plan.everything(order, self._read_then, self._unit))
+        self._fill(way, order.header.disks)
         return way
 
-    def _fill(self, way: _Way, disks: tuple[DiskGeometry, ...], timing: Timing) -> None:
-        while len(way.flying) < AHEAD and (unit := next(way.units, None)) is not None:
-            way.flying.append((unit, self._compressors.pool.submit(self._pack, unit, disks[unit.disk].id, timing)))
+    async def _plan(self, way: _Way) -> None:
+        """The source is asked for a bounded number of units, in its thread."""
+        way.planned.extend(await self.run(list, islice(way.units, PLANNED)))
 
-    def _pack(self, unit: Unit, disk: str, timing: Timing) -> Packed:
+    def _fill(self, way: _Way, disks: tuple[DiskGeometry, ...]) -> None:
+        while len(way.flying) < AHEAD:
+            unit = way.planned.popleft() if way.planned else next(way.units, None)
+            if unit is None:
+                return
+            way.flying.append((unit, self._compressors.pool.submit(self._pack, unit, disks[unit.disk].id)))
+
+    def _pack(self, unit: Unit, disk: str) -> Packed:
         started = time.monotonic()
         contents = self._read(unit, disk)
         read = time.monotonic()
         packed = Packed(unit.disk)
-        packer = self._compressors.packer(unit.level if self.compression else 0)
+        packer = self._compressors.packer(self.level if self.compression else 0)
         for run, (content, known) in zip(unit.runs, contents, strict=True):
             if content is None:
                 packing.holes(packed, run, known)
             else:
                 packer.pack(packed, run, content, known)
-        timing.read_seconds += read - started
-        timing.pack_seconds += time.monotonic() - read
+        packed.read_seconds = read - started
+        packed.pack_seconds = time.monotonic() - read
         return packed
 
     def _read(self, unit: Unit, disk: str) -> list[tuple[bytes | None, bytes | None]]:
@@ -285,71 +306,13 @@ def _build(gathered: Packed, sequence: int, digest: bytes, disks: tuple[DiskGeom
     )
     message = wire.encode(header, gathered.parts)
     changed = min(gathered.changed_clusters * CLUSTER, disks[gathered.disk].size)
-    return Built(message, Ready(sequence, len(message), wire.chain(digest, message), changed))
+    content = min(len(gathered.clusters) * CLUSTER, changed)
+    return Built(
+        message, Ready(sequence, len(message), wire.chain(digest, message), changed, content, disk=gathered.disk)
+    )
 
 
 def _after(disks: tuple[DiskGeometry, ...], unit: Unit) -> Position:
     if unit.end >= clusters(disks[unit.disk].size):
         return Position(unit.disk + 1, 0)
     return Position(unit.disk, unit.end)
-
-
-def _everything(order: ReadSlice, read: Callable[[str, Run], bytes | None], unit: Callable[[], int]) -> Iterator[Unit]:
-    """What is left of a copy."""
-    start = order.position.cluster
-    for number in range(order.position.disk, len(order.header.disks)):
-        disk = order.header.disks[number]
-        end, compare = clusters(disk.size), order.suppress and disk.id not in order.whole
-        while start < end:
-            run = Run(start, min(unit(), end - start))
-            start = run.end
-            yield Unit(number, (run,), read, compare, COPY_LEVEL)
-        start = 0
-
-
-def _changes(point: SourcePoint, order: ReadPoint, most: int) -> Iterator[Unit]:
-    """What a point may have changed, scattered clusters gathered to units of `most` clusters."""
-    for number, disk in enumerate(order.header.disks):
-        whole = disk.id in order.whole
-        compare = order.suppress and not whole
-        everything = Run(0, clusters(disk.size))
-        gathered: list[Run] = []
-        hole = False
-        for run, is_hole in _split([everything] if whole else point.dirty(disk.id), point.holes(disk.id)):
-            for piece in _pieces(run, most):
-                if gathered and (is_hole != hole or sum(r.count for r in gathered) + piece.count > most):
-                    yield Unit(number, tuple(gathered), _nothing if hole else point.read, compare, CYCLE_LEVEL)
-                    gathered = []
-                gathered.append(piece)
-                hole = is_hole
-        if gathered:
-            yield Unit(number, tuple(gathered), _nothing if hole else point.read, compare, CYCLE_LEVEL)
-
-
-def _nothing(_disk: str, _run: Run) -> None:
-    """A hole is not read."""
-
-
-def _pieces(run: Run, most: int) -> Iterator[Run]:
-    for start in range(run.start, run.end, most):
-        yield Run(start, min(most, run.end - start))
-
-
-def _split(runs: Iterable[Run], holes: Iterable[Run]) -> Iterator[tuple[Run, bool]]:
-    """Every run cut at the holes' edges, and whether the piece is a hole. Both ascending."""
-    rest = iter(holes)
-    hole = next(rest, None)
-    for run in runs:
-        at = run.start
-        while at < run.end:
-            while hole is not None and hole.end <= at:
-                hole = next(rest, None)
-            if hole is None or hole.start >= run.end:
-                yield Run(at, run.end - at), False
-                break
-            if hole.start > at:
-                yield Run(at, hole.start - at), False
-                at = hole.start
-            end = min(hole.end, run.end)
-            yield Run(at, end - at), True
-            at = end

@@ -20,6 +20,7 @@ from hyperv_host_agent.peer import Peer
 from hyperv_host_agent.pending import Pending
 from hyperv_host_agent.reading import Compressors, Reader
 from hyperv_host_agent.replication.progress import Phase, View
+from hyperv_host_agent.replication.schedule import Timing
 from hyperv_host_agent.replication.sending import Assigned
 from hyperv_host_agent.sampling import Sampling
 from hyperv_host_agent.settings import TransferSettings
@@ -124,7 +125,7 @@ class Sources:
             return
         if present is not None and present.transfer is not None and _same_way(present.assignment, assignment):
             present.assignment = assignment
-            present.transfer.change(_order(assignment))
+            present.transfer.change(_order(assignment, self._clock))
             return
         await self._stop(vm_id)
         keep = self._fence(assignment) if assignment.fenced else self._replicate(assignment)
@@ -197,7 +198,7 @@ class Sources:
             on_failure=shown.failure,
         )
         source = self._running[vm_id]
-        transfer = source.transfer = Transfer(means, _order(source.assignment))
+        transfer = source.transfer = Transfer(means, _order(source.assignment, self._clock))
         looking = self._group.create_task(self._look(reader, shown))
         try:
             await transfer.run()
@@ -273,6 +274,9 @@ class _Shown:
             last_cycle_seconds=view.last_seconds,
             cycles=view.cycles,
             pending_bytes=self._status.pending_bytes,
+            last_causes=_causes(view.causes),
+            late=view.late,
+            note=view.note,
         )
         if view.instant:
             fresh.committed_instant.CopyFrom(wire.timestamp(view.instant))
@@ -297,19 +301,34 @@ class _Shown:
         self._outbox.replication(fresh)
 
 
+def _causes(timing: Timing) -> types_pb2.Causes:
+    return types_pb2.Causes(
+        source=timing.source,
+        compress=timing.compress,
+        network=timing.network,
+        target=timing.target,
+        cap=timing.cap,
+        turn=timing.turn,
+    )
+
+
 def _same_way(before: types_pb2.Assignment, after: types_pb2.Assignment) -> bool:
     """Whether the transfer that runs can go on under the new assignment."""
     return not after.fenced and (before.peer_host_id, before.peer_address) == (after.peer_host_id, after.peer_address)
 
 
-def _order(assignment: types_pb2.Assignment) -> Order:
+def _order(assignment: types_pb2.Assignment, clock: Clock) -> Order:
+    policy, initial = assignment.policy, assignment.initial
+    not_before = initial.start_at.ToNanoseconds() / 1e9 - clock.now() if initial.HasField("start_at") else 0.0
     return Order(
         Assigned(
             assignment.term,
-            float(max(1, assignment.policy.frequency_seconds)),
+            float(max(1, policy.frequency_seconds)),
             paused=assignment.paused,
-            offline=assignment.initial.method == types_pb2.InitialReplication.METHOD_OFFLINE,
+            application_every=policy.application_hours * 3600.0,
+            offline=initial.method == types_pb2.InitialReplication.METHOD_OFFLINE,
+            not_before=clock.monotonic() + not_before if not_before > 0 else 0.0,
         ),
         assignment.grant,
-        assignment.policy,
+        policy,
     )

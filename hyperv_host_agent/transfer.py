@@ -9,20 +9,21 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from hyperv_host_agent import wire
+from hyperv_host_agent import index_fetch, wire
 from hyperv_host_agent.causes import end_if_cancelled, first
 from hyperv_host_agent.changes.base import SourcePoint, Tracking
 from hyperv_host_agent.pacing import Pacer
 from hyperv_host_agent.peer import Peer, Sending
-from hyperv_host_agent.reading import BATCH_BYTES, Reader
+from hyperv_host_agent.reading import BATCH_BYTES, Reader, Work
 from hyperv_host_agent.replication import rates
 from hyperv_host_agent.replication import state as stored
+from hyperv_host_agent.replication.compression import Compression, Part
 from hyperv_host_agent.replication.cycle import ID_BYTES, Committed, Kind, TargetState
 from hyperv_host_agent.replication.progress import View
 from hyperv_host_agent.replication.sender import Sender
@@ -38,6 +39,7 @@ from hyperv_host_agent.replication.sending import (
     BeginStream,
     ClosePoint,
     CloseStream,
+    CommitAcked,
     DiscardPoint,
     DropPending,
     DropSpool,
@@ -70,8 +72,9 @@ from hyperv_host_agent.spool import Memory, Spool
 from twinsite import files, retry
 from twinsite.api.types.v1 import types_pb2
 from twinsite.clock import Clock
-from twinsite.errors import Failed, Internal, TwinsiteError, Unreachable
+from twinsite.errors import Failed, Internal, InvalidInput, Precondition, TwinsiteError, Unreachable
 from twinsite.extents import CLUSTER
+from twinsite.units import MiB
 
 _log = structlog.get_logger()
 
@@ -79,6 +82,7 @@ _log = structlog.get_logger()
 STATE_FILE: Final = "sender.json"
 ACKED_BATCHES: Final = 16  # at most 3 MiB each: less than the sender's window, which would close otherwise
 ACKED_SECONDS: Final = 1.0
+PART_BYTES: Final = 32 * MiB  # of content of a copy, after which the level of compression is looked at
 CAPPED_BYTES: Final = 4 * CLUSTER  # the smallest unit of reading under a rate cap
 
 
@@ -153,6 +157,7 @@ class Transfer:
         self._order = order
         self._life: _Life | None = None
         self.seen = Seen()
+        self._compression = Compression(means.reader.threads)
         self._follow(order.policy)
 
     async def run(self) -> None:
@@ -189,7 +194,7 @@ class Transfer:
         self.seen.cycle(state.flight.header.number if state.flight else 0)
         sender = Sender(self._means.vm_id, state, lambda: os.urandom(ID_BYTES))
         async with asyncio.TaskGroup() as group:
-            life = self._life = _Life(self._means, sender, group, lambda: self._order, self.seen)
+            life = self._life = _Life(self._means, sender, group, self._compression, lambda: self._order, self.seen)
             try:
                 await life.run()
             finally:
@@ -226,7 +231,13 @@ class _Life:
     """One sender, until an order without a reply fails."""
 
     def __init__(
-        self, means: Means, sender: Sender, group: asyncio.TaskGroup, order: Callable[[], Order], seen: Seen
+        self,
+        means: Means,
+        sender: Sender,
+        group: asyncio.TaskGroup,
+        compression: Compression,
+        order: Callable[[], Order],
+        seen: Seen,
     ) -> None:
         self._means = means
         self._seen = seen
@@ -234,6 +245,9 @@ class _Life:
         self._source = means.reader.source
         self._sender = sender
         self._group = group
+        self._compression = compression
+        self._work = Work()  # of the cycle, or of a part of the copy
+        self._way = 0.0  # seconds its messages were held up
         self._order = order
         self._events: deque[Event] = deque()
         self._some = asyncio.Event()
@@ -295,8 +309,8 @@ class _Life:
                 self.put(TurnGiven(turn))
             case EndTurn():
                 pass  # every VM has its turn at once
-            case FetchIndex():
-                self.put(IndexFetched(sound=False))
+            case FetchIndex(committed):
+                self._group.create_task(self._fetch(committed))
             case AskSource():
                 self._group.create_task(self._ask_source())
             case AckPoint(committed):
@@ -351,6 +365,26 @@ class _Life:
         except TwinsiteError as error:
             self.put(TargetFailed(error))
 
+    async def _fetch(self, committed: Committed) -> None:
+        try:
+            async with contextlib.aclosing(self._fingerprints(committed)) as chunks:
+                disks = await index_fetch.fetch(chunks, committed, self._reader)
+        except (Precondition, Failed, InvalidInput) as error:
+            _log.warning("index_not_fetched", vm_id=self._means.vm_id, reason=str(error), cause=error.text("cause"))
+            self.put(IndexFetched(sound=False))
+        except TwinsiteError as error:
+            self.put(TargetFailed(error))
+        else:
+            _log.info("index_fetched", vm_id=self._means.vm_id, cycle=committed.number)
+            self.put(IndexFetched(sound=True, disks=disks))
+
+    async def _fingerprints(self, committed: Committed) -> index_fetch.Chunks:
+        """What comes counts against the caps as what goes."""
+        async with contextlib.aclosing(self._means.peer.fingerprints(committed, self._order().grant)) as chunks:
+            async for chunk in chunks:
+                await self._means.pacer.through(len(chunk.fingerprints))
+                yield chunk
+
     async def _ask_source(self) -> None:
         try:
             await self._reader.run(self._source.start)
@@ -372,7 +406,9 @@ class _Life:
         else:
             self._point = point
             whole = point.tracking is Tracking.OK
-            self.put(PointOpened(point.instant, point.consistency, point.disks, whole, point.machine))
+            self.put(
+                PointOpened(point.instant, point.consistency, point.disks, whole, point.machine, doubt=point.doubt)
+            )
 
     async def _close_point(self) -> None:
         if self._point is not None:
@@ -382,31 +418,48 @@ class _Life:
     async def _read_point(self, order: ReadPoint) -> None:
         await self._drop_spool()
         self._spool = Spool(self._means.spool_folder, self._means.spool_memory)
-        self._pace()
+        self._pace(beside=False)
+        started = self._means.clock.monotonic()
         try:
             if self._point is None:
                 raise PointGone(self._means.vm_id)
-            batches, timing = await self._reader.point(self._point, order, self._spool)
+            batches, work = await self._reader.point(self._point, order, self._spool)
         except TwinsiteError as error:
             await self._drop_spool()
             await self._close_point()
             self.put(SourceFailed(error))
         else:
-            self.put(PointRead(batches, timing.read_seconds, timing.pack_seconds))
+            self._work, self._way = work, 0.0
+            # The threads did both at a time: each gets its share of what passed.
+            share = (self._means.clock.monotonic() - started) / max(1e-9, work.read_seconds + work.pack_seconds)
+            self.put(PointRead(batches, work.read_seconds * share, work.pack_seconds * share))
 
     async def _read_slice(self, order: ReadSlice) -> None:
-        self._pace()
+        self._pace(beside=True)
         try:
-            built, position = await self._reader.slice(order)
+            built, position, work = await self._reader.slice(order)
         except TwinsiteError as error:
             await self._reader.stop()
             self.put(SourceFailed(error, order.stream))
         else:
             if built is not None:
                 self._slices[order.sequence] = built.message
-            self.put(SliceRead(order.stream, built.ready if built is not None else None, position))
+            ready = built.ready if built is not None else None
+            self.put(SliceRead(order.stream, ready, position, work.read_seconds, work.pack_seconds))
+            self._work.merge(work)
+            if self._work.content_bytes >= PART_BYTES:
+                self._learn(beside=True)
 
-    def _pace(self) -> None:
+    def _learn(self, *, beside: bool) -> None:
+        """How the level did that was in use; the next part may have another."""
+        work, way, self._work, self._way = self._work, self._way, Work(), 0.0
+        if self._reader.compression:
+            self._compression.learn(
+                Part(self._reader.level, work.content_bytes, work.frame_bytes, work.frame_seconds, way, beside)
+            )
+
+    def _pace(self, *, beside: bool) -> None:
+        self._reader.level = self._compression.level(beside=beside)
         self._reader.batch_bytes = rates.message_bytes(self._means.pacer.rate, BATCH_BYTES, CAPPED_BYTES)
 
     async def _apply(self, order: ApplyPending) -> None:
@@ -428,6 +481,7 @@ class _Life:
 
     async def _send(self, order: BeginStream, outgoing: _Outgoing) -> None:
         copy = order.header.kind is not Kind.DELTA
+        capped = self._means.pacer.seconds
         try:
             async with self._means.copies if copy else contextlib.nullcontext():
                 sending = await self._means.peer.send(
@@ -440,6 +494,9 @@ class _Life:
                             group.create_task(sending.watch()),
                         ]
                         async for ack in sending.acks():
+                            if isinstance(ack, CommitAcked):
+                                ack = replace(ack, cap_seconds=self._means.pacer.seconds - capped)  # noqa: PLW2901
+                                self._learn(beside=copy)
                             self.put(ack)
                         for task in beside:
                             task.cancel()
@@ -455,8 +512,10 @@ class _Life:
                 if self._spool is None:
                     return  # the stream is about to be closed
                 message = await self._reader.run(self._spool.get, sequence)
+            started = self._means.clock.monotonic()
             await self._means.pacer.through(len(message))
             await sending.write(message, sequence)
+            self._way += self._means.clock.monotonic() - started
 
 
 def typed(group: BaseExceptionGroup[TwinsiteError]) -> TwinsiteError:
