@@ -67,6 +67,9 @@ class Machines(admin_pb2_grpc.MachinesServicer):
     async def Stats(self, request: admin_pb2.StatsRequest, context: Context) -> admin_pb2.StatsResponse:
         return await statistics_rpc.stats(self._statistics, request)
 
+    async def Explain(self, request: admin_pb2.ShowRequest, context: Context) -> admin_pb2.ExplainResponse:
+        return await statistics_rpc.explain(self._statistics, request)
+
     async def Protect(self, request: admin_pb2.ProtectRequest, context: Context) -> admin_pb2.ActionResponse:
         return await self._protections.protect(
             Mutation.of(context, "vm.protect"),

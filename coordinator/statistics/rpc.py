@@ -16,6 +16,12 @@ async def stats(statistics: Statistics, request: admin_pb2.StatsRequest) -> admi
     )
 
 
+async def explain(statistics: Statistics, request: admin_pb2.ShowRequest) -> admin_pb2.ExplainResponse:
+    """Raises Unknown, Ambiguous."""
+    found = await statistics.explain(request.name)
+    return admin_pb2.ExplainResponse(verdict=found.verdict, facts=found.facts, remedies=found.remedies)
+
+
 def _row(row: Row) -> admin_pb2.StatsRow:
     found = row.measured
     return admin_pb2.StatsRow(

@@ -10,8 +10,21 @@ from coordinator.inventory import service as inventory
 from coordinator.inventory.model import resolve, shown
 from coordinator.protection import store as protection
 from coordinator.protection.service import Protections
+from coordinator.protection.views import VmView
 from coordinator.statistics import store
-from coordinator.statistics.model import DEFAULT_SPAN, SAMPLES, Measured, Row, TooManySamples, measured, resolution_for
+from coordinator.statistics.explain import explain
+from coordinator.statistics.model import (
+    DAY,
+    DEFAULT_SPAN,
+    MINUTE,
+    SAMPLES,
+    Measured,
+    Row,
+    TooManySamples,
+    measured,
+    resolution_for,
+)
+from coordinator.statistics.situation import Explanation, Situation
 from coordinator.store.engine import Database
 from twinsite.api.coordinator.v1 import link_pb2
 from twinsite.clock import Clock
@@ -84,6 +97,14 @@ class Statistics:
             rows = await store.rows_of_all(connection, [item.vm_id for item in items], resolution, since)
         return Series(rows, min((item.created for item in items), default=0.0), len(items))
 
+    async def explain(self, name: str) -> Explanation:
+        """Why the VM is late, or is not. Raises Unknown, Ambiguous."""
+        vm = await self._protections.one(name)
+        now = self._clock.now()
+        async with self._database.read() as connection:
+            rows = await store.rows_of(connection, vm.id, MINUTE, now - DAY)
+        return explain(_situation(vm, rows, now))
+
     # ---- the duty -----------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -100,3 +121,26 @@ class Statistics:
         """One step; how many rows it deleted."""
         async with self._database.write() as connection:
             return await store.expire(connection, now=self._clock.now())
+
+
+def _situation(vm: VmView, rows: list[Row], now: float) -> Situation:
+    view = vm.protection
+    if view is None:
+        return Situation(name=vm.name, now=now)
+    return Situation(
+        name=vm.name,
+        now=now,
+        phase=view.item.phase,
+        paused=view.item.paused,
+        health=view.health,
+        rpo_age=view.rpo_age,
+        newest_instant=view.newest_instant,
+        protected_since=view.item.created,
+        initial_start=view.item.initial_start,
+        pair=view.pair.name,
+        policy=view.pair.policy,
+        source=view.source,
+        target=view.target,
+        disks={disk.id: disk.name for disk in vm.machine.machine.document.disks},
+        rows=rows,
+    )
