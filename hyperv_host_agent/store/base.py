@@ -73,6 +73,15 @@ class BadName(InvalidInput):
         self.kind, self.name = kind, name[:80]
 
 
+class StoreInUse(Conflict):
+    public = "the replica store {error.root} is in use by {error.holder}"
+    still_works = "nothing was touched"
+    next_step = "stop the other host agent, or give this one a store of its own"
+
+    def __init__(self, root: Path, holder: str) -> None:
+        self.root, self.holder = root, holder
+
+
 class PointPinned(Conflict):
     public = "recovery point {error.cycle} is in use by {error.owner}"
     next_step = "end its use first (twinsite vm test-cleanup)"
@@ -179,11 +188,32 @@ class Finding:
     problem: str
 
 
+class Budget:
+    """How much one round of background work may write; shared by all that work in it. Thread-safe enough: a hint."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        """`limit` bytes; None: no limit."""
+        self.limit = limit
+        self.spent = 0
+
+    def spend(self, count: int) -> None:
+        self.spent += count
+
+    @property
+    def exhausted(self) -> bool:
+        return self.limit is not None and self.spent >= self.limit
+
+
 @dataclass(slots=True)
 class MaintainReport:
-    merged: list[tuple[int, ...]] = field(default_factory=list)  # cycles that became one layer
+    merged: list[tuple[int, ...]] = field(default_factory=list)  # newest cycles of the layers that became one
     removed: list[int] = field(default_factory=list)  # points that are gone
-    finished: bool = True
+    left_bytes: int = 0  # about how much is still to be written; it goes on with the next call
+    no_room: NoSpace | None = None  # what of it cannot be done before there is room
+
+    @property
+    def finished(self) -> bool:
+        return not self.left_bytes and self.no_room is None
 
 
 class Replica(Protocol):
@@ -236,7 +266,7 @@ class Replica(Protocol):
     def attach(self, cycle: int, owner: str) -> tuple[AttachedDisk, ...]:
         """Pin a point durably for `owner` (a test or a failover) and say where its disks are. Repeatable.
 
-        Raises PointMissing, BadName.
+        Raises PointMissing, BadName, NoSpace, WriteFailed, StoreDamaged; then the point is pinned no more than before.
         """
         ...
 
@@ -260,10 +290,11 @@ class Replica(Protocol):
         """These are lacking until a cycle was committed that brought them. Durable. Raises NoSpace, WriteFailed."""
         ...
 
-    def maintain(self, *, keep: Sequence[int]) -> MaintainReport:
-        """Merge layers so that the chain stays short; points in `keep`, pinned, kept or locked, and the newest stay.
+    def maintain(self, *, keep: Sequence[int], budget: Budget) -> MaintainReport:
+        """Merge layers so that the chain stays short and gives back what no point needs any more.
 
-        Safe to kill at any instant. Runs beside `put`; never touches a layer a pinned point stands on in place.
+        Points in `keep`, pinned, kept or locked ones and the newest stay. Safe to kill at any instant; work that the budget cut
+        short goes on with the next call. Runs beside `put`; never touches a layer a pinned point stands on in place.
         """
         ...
 
@@ -298,12 +329,18 @@ class Replica(Protocol):
         """Drop what was staged. Repeatable."""
         ...
 
-    def fingerprints(self, disk: str, start: int, count: int) -> Iterator[tuple[int, bytes]]:
-        """(cluster, fingerprint) of the newest committed cycle, zero clusters left out; from the side files."""
+    def fingerprints(self, disk: str, start: int, count: int, *, cycle: int = 0) -> Iterator[tuple[int, bytes]]:
+        """(cluster, fingerprint) at a point, 0: the newest cycle; zero clusters left out; from the side files.
+
+        Raises PointMissing, StoreDamaged.
+        """
         ...
 
-    def verify(self) -> Iterator[Finding]:
-        """Read and decompress every cluster of the newest cycle, compare fingerprints. Slow; empty: all is well."""
+    def verify(self, *, cycle: int = 0) -> Iterator[Finding]:
+        """Read and decompress every cluster of a point, 0: the newest cycle; compare fingerprints.
+
+        Slow; empty: all is well. Raises PointMissing.
+        """
         ...
 
     def close(self) -> None: ...

@@ -1,21 +1,23 @@
 """What opening a replica makes sure of, and what it clears away once it is sure."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from hyperv_host_agent.store import files
 from hyperv_host_agent.store.base import StoreDamaged
+from hyperv_host_agent.store.chains import CHAINS, Chains
 from hyperv_host_agent.store.formats.qcow2 import Layer, LayerDamaged
 from hyperv_host_agent.store.formats.side_file import side_path
-from hyperv_host_agent.store.manifests import POINTS, DiskRef, LayerRef, Manifest, layer_name
+from hyperv_host_agent.store.manifests import POINTS, LayerRef, Manifest
 from hyperv_host_agent.store.merging import INTENT, Intent
 
 MAX_DEPTH: Final = 200  # libvirt refuses longer chains
 _OURS = re.compile(r"([0-9]{6,12})\.(?:qcow2|fp)")
+_VIEW = re.compile(r"[0-9]{6,12}\.view\.qcow2")
 _TEMPORARY = re.compile(
-    r"[0-9]{6,12}\.(?:qcow2\.partial|qcow2\.merged|fp\.merged|fp\.seed|json\.tmp)|[a-z]+\.json\.tmp"
+    r"[0-9]{6,12}\.(?:(?:view\.)?qcow2\.partial|qcow2\.merged|fp\.merged|fp\.seed|json\.tmp)|[a-z]+\.json\.tmp"
 )
 
 
@@ -30,47 +32,65 @@ def read_intent(directory: Path, vm_id: str) -> Intent | None:
         raise StoreDamaged(vm_id, f"{INTENT} {error}") from error
 
 
-def check_chains(directory: Path, vm_id: str, manifests: Mapping[int, Manifest]) -> None:
-    """That every layer a manifest names is there, of the size it says, on the layer it says. Raises StoreDamaged.
+def served(chains: Chains, manifest: Manifest) -> bool:
+    """Whether the layers still hold what the point needs of every disk; not so: its removal was cut short."""
+    for disk in manifest.disks:
+        layer = chains.covering(disk.geometry.id, disk.at)
+        if layer is not None and disk.at != layer.cycle and disk.at not in layer.points:
+            return False
+    return True
 
-    So no chain can be a circle, and none is longer than hypervisors take.
+
+def check_chains(directory: Path, vm_id: str, chains: Chains, manifests: Mapping[int, Manifest]) -> None:
+    """That every layer there should be is there, of the size it should have, on the layer it should stand on.
+
+    So no chain can be a circle, and none is longer than hypervisors take. Raises StoreDamaged.
     """
-    seen: dict[tuple[str, str], tuple[LayerRef, str | None]] = {}
-    for manifest in manifests.values():
-        for disk in manifest.disks:
-            problem = _shape(disk)
-            if problem:
-                raise StoreDamaged(vm_id, f"point {manifest.cycle}, disk {disk.geometry.id}: {problem}")
-            backing = None
-            for layer in disk.layers:
-                key = (disk.geometry.id, layer.file)
-                if seen.setdefault(key, (layer, backing)) != (layer, backing):
-                    raise StoreDamaged(vm_id, f"point {manifest.cycle} and another differ about {'/'.join(key)}")
-                backing = layer.file
-    for (disk_id, file), (layer, backing) in seen.items():
-        problem = _check_layer(directory / disk_id / file, layer, backing)
+    for disk_id, layers in chains.disks.items():
+        cycles = [layer.cycle for layer in layers]
+        problem = f"its layers {cycles} are out of order" if cycles != sorted(set(cycles)) else None
+        for lower, layer in zip((None, *layers), layers, strict=False):
+            if layer.backing is not None and (lower is None or layer.backing != lower.file):
+                problem = problem or f"{layer.file} stands on {layer.backing}"
+            problem = problem or _check_layer(directory / disk_id / layer.file, layer)
         if problem:
             raise StoreDamaged(vm_id, f"disk {disk_id}: {problem}")
+    for disk_id, chain in chains.each():
+        if len(chain) > MAX_DEPTH:
+            raise StoreDamaged(vm_id, f"disk {disk_id} has {len(chain)} layers")
+    for manifest in manifests.values():
+        for disk in manifest.disks:
+            covering = chains.covering(disk.geometry.id, disk.at)
+            problem = (
+                (covering is None and "has no layers")
+                or (disk.at > manifest.cycle and f"is of the later cycle {disk.at}")
+                or (covering and disk.at == covering.cycle and covering.size != disk.geometry.size
+                    and f"has {disk.geometry.size} bytes, its newest layer {covering.size}")
+            )
+            if problem:
+                raise StoreDamaged(vm_id, f"point {manifest.cycle}, disk {disk.geometry.id}: {problem}")
 
 
-def collect(directory: Path, manifests: Iterable[Manifest], *, partials: set[Path], up_to: int | None) -> None:
-    """Remove layers and side files that no manifest names, of cycles `up_to` or, None, of all and what was temporary.
+def collect(
+    directory: Path, chains: Chains, *, views: set[Path], partials: set[Path], up_to: int | None
+) -> None:
+    """Remove layers and side files that no chain names, of cycles `up_to` or, None, of all and what was temporary.
 
-    Files that do not look like ours stay. Raises OSError.
+    And views but those in `views`. Files that do not look like ours stay. Raises OSError.
     """
     named = {
         path
-        for manifest in manifests
-        for disk in manifest.disks
-        for layer in disk.layers
-        for path in _files(directory / disk.geometry.id / layer.file)
+        for disk_id, layers in chains.disks.items()
+        for layer in layers
+        for path in _files(directory / disk_id / layer.file)
     }
     for folder in [path for path in directory.iterdir() if path.is_dir()]:
         for path in list(folder.iterdir()):
             ours = _OURS.fullmatch(path.name) if folder.name != POINTS else None
             old = ours is not None and (up_to is None or int(ours[1]) <= up_to)
             temporary = up_to is None and _TEMPORARY.fullmatch(path.name) is not None
-            if (old and path not in named) or (temporary and path not in partials):
+            view = up_to is None and _VIEW.fullmatch(path.name) is not None
+            if (old and path not in named) or (temporary and path not in partials) or (view and path not in views):
                 files.remove_file(path)
 
 
@@ -78,21 +98,7 @@ def _files(layer: Path) -> tuple[Path, Path]:
     return layer, side_path(layer)
 
 
-def _shape(disk: DiskRef) -> str | None:
-    names = [layer.file for layer in disk.layers]
-    if not names:
-        return "has no layers"
-    if len(names) > MAX_DEPTH:
-        return f"has {len(names)} layers"
-    cycles = [layer.cycle for layer in disk.layers]
-    if cycles != sorted(set(cycles)) or names != list(map(layer_name, cycles)):
-        return f"its layers {', '.join(names)} are out of order"
-    if disk.layers[-1].size != disk.geometry.size:
-        return f"has {disk.geometry.size} bytes, its newest layer {disk.layers[-1].size}"
-    return None
-
-
-def _check_layer(path: Path, layer: LayerRef, backing: str | None) -> str | None:
+def _check_layer(path: Path, layer: LayerRef) -> str | None:
     try:
         opened = Layer(path)
     except LayerDamaged as error:
@@ -100,9 +106,9 @@ def _check_layer(path: Path, layer: LayerRef, backing: str | None) -> str | None
     header = opened.header
     opened.close()
     if header.size != layer.size:
-        return f"{path.name} has a disk of {header.size} bytes, its manifest says {layer.size}"
-    if header.backing != backing:
-        return f"{path.name} stands on {header.backing}, its manifest says {backing}"
+        return f"{path.name} has a disk of {header.size} bytes, {CHAINS} says {layer.size}"
+    if header.backing != layer.backing:
+        return f"{path.name} stands on {header.backing}, {CHAINS} says {layer.backing}"
     if not side_path(path).is_file():
         return f"{side_path(path).name} is missing"
     return None

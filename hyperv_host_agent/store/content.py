@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Final
 
 from hyperv_host_agent.store.formats.qcow2 import ChainReader, LayerDamaged
-from hyperv_host_agent.store.formats.side_file import SideFile, side_path
+from hyperv_host_agent.store.formats.side_file import NEWEST, SideFile, side_path
 from hyperv_host_agent.store.manifests import LayerRef
+from hyperv_host_agent.store.packed_point import PackedPoint
 from twinsite.digest import ZERO_FINGERPRINT, fingerprint, is_zero
 from twinsite.extents import CLUSTER, clusters
 
@@ -15,17 +16,22 @@ _WINDOW: Final = 8192  # clusters: 512 MiB of the disk at a time
 
 
 class DiskContent:
-    """A disk's chain with its side files, open for reading; files that are replaced meanwhile do not matter."""
+    """A disk as of one cycle, open for reading; files that are replaced meanwhile do not matter."""
 
-    def __init__(self, directory: Path, layers: Sequence[LayerRef]) -> None:
-        """Raises LayerDamaged."""
-        with ExitStack() as stack:
-            self._refs = list(layers)
-            self._reader = stack.enter_context(closing(ChainReader([directory / layer.file for layer in layers])))
+    def __init__(self, directory: Path, stack: Sequence[LayerRef], at: int, size: int) -> None:
+        """`stack`: the layers it stands on, oldest first; `at` may lie inside the newest. Raises LayerDamaged."""
+        with ExitStack() as opened:
+            self._refs, self._at = list(stack), at
+            self._reader: ChainReader | PackedPoint
+            if at == stack[-1].cycle:
+                self._reader = ChainReader([directory / layer.file for layer in stack])
+            else:
+                self._reader = PackedPoint(directory, stack, at, size)
+            opened.callback(self._reader.close)
             self._sides = [
-                stack.enter_context(closing(SideFile(side_path(directory / layer.file)))) for layer in layers
+                opened.enter_context(closing(SideFile(side_path(directory / layer.file)))) for layer in stack
             ]
-            self._stack = stack.pop_all()
+            self._stack = opened.pop_all()
 
     def close(self) -> None:
         self._stack.close()
@@ -77,16 +83,17 @@ class DiskContent:
     def _window(self, start: int, end: int) -> dict[int, bytes]:
         """Fingerprints of data clusters, ZERO_FINGERPRINT for those that a layer says are zero."""
         found: dict[int, bytes] = {}
-        smallest = self._reader.size  # of the layers above the one that is looked at
+        smallest = self._reader.size  # of the point and the layers above the one that is looked at
+        at = self._at
         for ref, side in zip(reversed(self._refs), reversed(self._sides), strict=True):
-            cut = smallest // CLUSTER if smallest % CLUSTER and ref.size > smallest else -1
-            smallest = min(smallest, ref.size)
+            size = smallest if at < ref.cycle else ref.size
+            cut = smallest // CLUSTER if smallest % CLUSTER and size > smallest else -1
+            smallest = min(smallest, size)
             end = min(end, clusters(smallest))
-            for cluster, value in side.data(start, end):
+            for cluster, entry in side.at(at, start, end).items():
                 if cluster not in found:
-                    found[cluster] = self._of_cut(cluster) if cluster == cut else value
-            for run in side.zeros(start, end):
-                found = dict.fromkeys(range(run.start, run.end), ZERO_FINGERPRINT) | found
+                    found[cluster] = self._of_cut(cluster) if cluster == cut else entry.fingerprint
+            at = NEWEST
         return found
 
     def _of_cut(self, cluster: int) -> bytes:

@@ -1,12 +1,13 @@
-"""The manifest of a point: what it is, and for each disk the chain of layer files it stands on.
+"""The manifest of a point: what it is, and for each disk its size and which cycle last changed it.
 
 One JSON document per point, `points/000042.json`, sealed with its own digest. Its rename is what commits a cycle for
-all disks. Every manifest names its whole chain, so points do not need one another.
+all disks. It also names the layers that its cycle brought; where their content is later, after merges, is for
+`chains.py` to tell: so a merge rewrites one document, however many points there are.
 """
 
 import re
 from base64 import b64decode, b64encode
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -15,7 +16,7 @@ from hyperv_host_agent.store import files, rules
 from hyperv_host_agent.store.base import BadName, PointInfo, StoreDamaged
 
 POINTS: Final = "points"
-FORMAT: Final = 1
+FORMAT: Final = 2
 _LAYER_NAME = re.compile(r"[0-9]{6,12}\.qcow2")
 _POINT_NAME = re.compile(r"[0-9]{6,12}\.json")
 
@@ -25,42 +26,57 @@ class LayerRef:
     """One layer file of one disk."""
 
     file: str
+    backing: str | None  # the layer it stands on; None: the first one of the disk
     size: int  # bytes of the disk at this layer
     clusters: int  # data and zero clusters in it
     stored_bytes: int  # of its frames
     digest: bytes  # of its side file
+    points: tuple[int, ...] = ()  # cycles before its newest whose content can still be had from it, ascending
 
     @property
     def cycle(self) -> int:
         """The newest cycle in it."""
         return layer_cycle(self.file)
 
-    def to_json(self) -> list[object]:
-        return [self.file, self.size, self.clusters, self.stored_bytes, self.digest.hex()]
+    def to_json(self) -> dict[str, object]:
+        return {
+            "file": self.file,
+            "backing": self.backing,
+            "size": self.size,
+            "clusters": self.clusters,
+            "bytes": self.stored_bytes,
+            "digest": self.digest.hex(),
+            "points": list(self.points),
+        }
 
     @classmethod
     def from_json(cls, value: Any) -> Self:
-        """Raises ValueError, TypeError."""
-        file, size, clusters, stored_bytes, digest = value
-        if not _LAYER_NAME.fullmatch(file):
-            raise ValueError(f"{file!r} is no layer file")
-        return cls(file, int(size), int(clusters), int(stored_bytes), bytes.fromhex(digest))
+        """Raises ValueError, TypeError, KeyError."""
+        file, backing = value["file"], value["backing"]
+        for name in (file, backing):
+            if name is not None and not _LAYER_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no layer file")
+        points = tuple(map(int, value["points"]))
+        if points != tuple(sorted(set(points))) or (points and points[-1] >= layer_cycle(file)):
+            raise ValueError(f"the points in {file} are out of order")
+        return cls(
+            file=file,
+            backing=backing,
+            size=int(value["size"]),
+            clusters=int(value["clusters"]),
+            stored_bytes=int(value["bytes"]),
+            digest=bytes.fromhex(value["digest"]),
+            points=points,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class DiskRef:
-    """One disk at a point: oldest layer first."""
+    """One disk at a point."""
 
     geometry: DiskGeometry
-    layers: tuple[LayerRef, ...]
-
-    def merged(self, group: tuple[str, ...], into: LayerRef) -> Self:
-        """The same disk after the layers of `group` became one; itself when it does not stand on all of them."""
-        names = [layer.file for layer in self.layers]
-        for start in range(len(names) - len(group) + 1):
-            if tuple(names[start : start + len(group)]) == group:
-                return replace(self, layers=(*self.layers[:start], into, *self.layers[start + len(group) :]))
-        return self
+    at: int  # the newest cycle up to the point that changed it: its content is that of this cycle
+    layer: LayerRef | None = None  # as the point's own cycle brought it; None: the cycle did not change the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +115,6 @@ class Manifest:
     def disk(self, disk_id: str) -> DiskRef | None:
         return next((disk for disk in self.disks if disk.geometry.id == disk_id), None)
 
-    def merged(self, disk_id: str, group: tuple[str, ...], into: LayerRef) -> Self:
-        """The same point after layers of one disk became one; equal to itself when that does not concern it."""
-        disks = tuple(disk.merged(group, into) if disk.geometry.id == disk_id else disk for disk in self.disks)
-        return replace(self, disks=disks)
-
     def info(self, pinned_by: tuple[str, ...]) -> PointInfo:
         return PointInfo(
             cycle=self.cycle,
@@ -139,7 +150,8 @@ class Manifest:
                         "id": disk.geometry.id,
                         "name": disk.geometry.name,
                         "size": disk.geometry.size,
-                        "layers": [layer.to_json() for layer in disk.layers],
+                        "at": disk.at,
+                        "layer": disk.layer.to_json() if disk.layer else None,
                     }
                     for disk in self.disks
                 ],
@@ -156,7 +168,8 @@ class Manifest:
             disks = tuple(
                 DiskRef(
                     DiskGeometry(rules.check_id("disk", disk["id"]), disk["size"], disk["name"]),
-                    tuple(LayerRef.from_json(layer) for layer in disk["layers"]),
+                    disk["at"],
+                    LayerRef.from_json(disk["layer"]) if disk["layer"] else None,
                 )
                 for disk in document["disks"]
             )

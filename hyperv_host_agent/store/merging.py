@@ -1,32 +1,34 @@
-"""Layers become one: the newest entry of every cluster wins, frames are copied as they are.
+"""Layers become one. What is newest in them is what the new layer's tables show; older versions of a cluster that a
+point inside still needs stay as frames that only its side file knows (a pack). Frames are copied as they are.
 
 The new layer takes the name of the newest one it replaces, so nothing above it changes. Layer, side file and the
-manifests of all points that stand on it cannot be replaced by one rename; an intent, durable before the first of
-them, lets a start after a crash do the rest.
+document of the chains cannot be replaced by one rename; an intent, durable before the first of them, lets a start after
+a crash do the rest.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from hyperv_host_agent.store import files
+from hyperv_host_agent.store.chains import CHAINS, Chains, store
 from hyperv_host_agent.store.formats import side_file, zstd_frame
-from hyperv_host_agent.store.formats.qcow2 import TABLE_ENTRIES, ZERO, ChainReader, Layer, LayerDamaged
+from hyperv_host_agent.store.formats.qcow2 import ChainReader, LayerDamaged
 from hyperv_host_agent.store.formats.qcow2_writer import LayerWriter
-from hyperv_host_agent.store.manifests import LayerRef, Manifest, point_path
-from twinsite.digest import fingerprint, is_zero
-from twinsite.extents import CLUSTER, Run, clusters, runs
+from hyperv_host_agent.store.formats.side_file import WINDOW, Entry, SideFile, SideWriter, ZeroRun, side_path
+from hyperv_host_agent.store.manifests import LayerRef
+from twinsite.digest import ZERO_FINGERPRINT, fingerprint, is_zero
+from twinsite.extents import CLUSTER, clusters, runs
 
 MERGED: Final = ".merged"
 INTENT: Final = "merge.json"
 _BUFFER: Final = 1 << 20
-
-
-class Cancelled(Exception):  # a signal inside the store, never shown
-    """The replica is being closed."""
+_AT_ONCE: Final = 1 << 16  # frames whose whereabouts are held in memory
+_MADE: Final = -1  # a frame that the merge made itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,159 +52,297 @@ class Intent:
             raise ValueError(f"is malformed: {error}") from error
 
 
-def publish(directory: Path, intent: Intent, manifests: Mapping[int, Manifest]) -> dict[int, Manifest]:
-    """Put a merged layer in place: the manifests that changed. Repeatable after a crash at any instant."""
+def publish(directory: Path, intent: Intent, chains: Chains) -> Chains:
+    """Put a finished layer in place of a group of layers: the chains afterwards.
+
+    The files must be durable under `temporary_paths(directory / disk / into.file)`, `into.file` the newest of the group,
+    `into.backing` what the oldest of it stood on. A group of one replaces a layer by another version of itself: with
+    frames repaired, or the content that came on media. Repeatable after a crash or an error at any instant.
+    """
     path = directory / INTENT
-    if not path.exists():
-        files.replace_file(path, intent.encode())
+    files.replace_file(path, intent.encode())
     layer = directory / intent.disk / intent.into.file
-    for final in (side_file.side_path(layer), layer):
-        with suppress(FileNotFoundError):
-            final.with_name(final.name + MERGED).rename(final)
+    for final in (side_path(layer), layer):
+        temporary = final.with_name(final.name + MERGED)
+        if not temporary.exists():
+            # Renamed before something failed. Once more: a sync of names that are as they were proves nothing.
+            final.rename(temporary)
+        temporary.rename(final)
     files.sync_directory(layer.parent)
-    changed = {}
-    for cycle, manifest in manifests.items():
-        rewritten = manifest.merged(intent.disk, intent.group, intent.into)
-        if rewritten != manifest:
-            files.replace_file(point_path(directory, cycle), rewritten.encode())
-            changed[cycle] = rewritten
+    changed = chains.merged(intent.disk, intent.group, intent.into)
+    store(directory, changed)
     path.unlink()
     files.sync_directory(directory)
     return changed
 
 
-def merge(directory: Path, chain: Sequence[LayerRef], group: tuple[str, ...], go_on: Callable[[], bool]) -> LayerRef:
-    """Write the merge of `group`, the last layers of `chain`, durably under a temporary name in its disk's directory.
-
-    Raises OSError, LayerDamaged, Cancelled once `go_on` is false; the temporary files are gone then.
-    """
-    layer = directory / group[-1]
-    out = layer.with_name(layer.name + MERGED)
-    side_out = side_file.side_path(layer).with_name(side_file.side_path(layer).name + MERGED)
-    try:
-        return _Merge(directory, chain, len(group), go_on).write(out, side_out)
-    except (OSError, LayerDamaged, Cancelled):
-        files.remove_file(out)
-        files.remove_file(side_out)
-        raise
+def temporary_paths(layer: Path) -> tuple[Path, Path]:
+    """Where a layer and its side file are until `publish` puts them in place."""
+    side = side_path(layer)
+    return layer.with_name(layer.name + MERGED), side.with_name(side.name + MERGED)
 
 
-def discard(directory: Path, into: LayerRef) -> None:
-    """Remove what `merge` wrote. Raises OSError."""
-    for final in (directory / into.file, side_file.side_path(directory / into.file)):
-        files.remove_file(final.with_name(final.name + MERGED))
+def discard(layer: Path) -> None:
+    """Remove what a merge wrote or began to write. Raises OSError."""
+    for path in temporary_paths(layer):
+        files.remove_file(path)
 
 
-class _Merge:
-    def __init__(self, directory: Path, chain: Sequence[LayerRef], count: int, go_on: Callable[[], bool]) -> None:
-        self._paths = [directory / layer.file for layer in chain]
-        self._sizes = [layer.size for layer in chain]
-        self._first = len(chain) - count  # index of the oldest layer that is merged
-        self._go_on = go_on
+class _Version(NamedTuple):
+    """What a cycle made of a cluster: `length` 0 is zeros."""
 
-    def write(self, out: Path, side_out: Path) -> LayerRef:
+    cycle: int
+    source: int  # index of the layer the frame is in, or _MADE
+    offset: int  # or the index of the made frame
+    length: int
+    fingerprint: bytes
+
+
+class Merge:
+    """One merge: drive `steps` to its end, then `result` is the new layer, durable under its temporary name."""
+
+    def __init__(
+        self,
+        directory: Path,
+        stack: Sequence[LayerRef],
+        count: int,
+        sizes: Mapping[int, int],
+        *,
+        replace: Mapping[tuple[int, int], bytes] | None = None,
+    ) -> None:
+        """Merge the last `count` layers of `stack` (all that the newest of them stands on, oldest first).
+
+        `sizes`: the disk's bytes at every cycle inside them that must stay readable; others are forgotten.
+        `replace`: frames by (cluster, cycle) to take instead of those that are stored.
+        """
+        self.group = tuple(layer.file for layer in stack[-count:])
+        self.result: LayerRef | None = None
+        self._layer = directory / self.group[-1]
+        self._directory = directory
+        self._lower, self._merged = stack[:-count], stack[-count:]
+        self._size = stack[-1].size
+        inner = {cycle: size for cycle, size in sizes.items() if self._oldest < cycle < stack[-1].cycle}
+        self._kept = sorted(inner) + [stack[-1].cycle]
+        self._ends = [clusters(inner[cycle]) for cycle in self._kept[:-1]] + [clusters(self._size)]
+        self._reader: ChainReader | None = None
+        self._sides: list[SideFile] = []
+        self._fds: list[int] = []
+        self._replace = replace or {}
+        self._made: list[bytes] = []
+        self._zero_runs: list[ZeroRun] = []
+        self._zeros = 0  # clusters that the tables show as zero
+
+    @property
+    def _oldest(self) -> int:
+        return self._lower[-1].cycle if self._lower else 0
+
+    def steps(self) -> Iterator[int]:
+        """Bytes written so far, after every piece of work. Raises OSError, LayerDamaged. Closing it leaves the files."""
+        out, side_out = temporary_paths(self._layer)
         with ExitStack() as stack:
-            reader = stack.enter_context(closing(ChainReader(self._paths)))
-            layers = [stack.enter_context(closing(Layer(path))) for path in self._paths[self._first :]]
-            sides = [
-                stack.enter_context(closing(side_file.SideFile(side_file.side_path(path))))
-                for path in self._paths[self._first :]
-            ]
+            self._open(stack)
             fd = os.open(out, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             stack.callback(os.close, fd)
-            writer = LayerWriter(fd, self._sizes[-1])
-            zero_runs: list[Run] = []
-            digest = side_file.write(
-                side_out, writer.size, self._windows(writer, reader, layers, sides, zero_runs), _lazily(zero_runs)
-            )
-            writer.finish(self._paths[self._first - 1].name if self._first else None)
+            writer = LayerWriter(fd, self._size)
+            side = stack.enter_context(closing(SideWriter(side_out)))
+            for start, end in self._windows():
+                side.add(self._window(writer, start, end))
+                yield writer.position
+            digest = side.finish(self._size, self._zero_runs)
+            writer.finish(self._merged[0].backing)
             files.sync_directory(out.parent)
-        return LayerRef(
-            file=self._paths[-1].name,
-            size=writer.size,
-            clusters=writer.data_clusters + sum(run.count for run in zero_runs),
+        self.result = LayerRef(
+            file=self.group[-1],
+            backing=self._merged[0].backing,
+            size=self._size,
+            clusters=writer.data_clusters + self._zeros,
             stored_bytes=writer.position - CLUSTER,
             digest=digest,
+            points=tuple(self._kept[:-1]),
         )
 
-    def _windows(
-        self,
-        writer: LayerWriter,
-        reader: ChainReader,
-        layers: Sequence[Layer],
-        sides: Sequence[side_file.SideFile],
-        zero_runs: list[Run],
-    ) -> Iterator[bytes]:
-        """Write the frames, one L2 table's worth of clusters after the other; yields the side file's records."""
-        cut = self._cut_clusters()
-        for start in range(0, clusters(writer.size), TABLE_ENTRIES):
-            if not self._go_on():
-                raise Cancelled
-            end = min(start + TABLE_ENTRIES, clusters(writer.size))
-            winners, fingerprints = self._window(layers, sides, start, end)
-            zeros, data, frames = [], [], []
-            for cluster in sorted(winners.keys() | {cluster for cluster in cut if start <= cluster < end}):
-                if cluster in cut:  # part of it lies past a former end of the disk
-                    content = reader.read_cluster(cluster)
-                    frame = b"" if is_zero(content) else zstd_frame.compress(content)
-                    fingerprints[cluster] = fingerprint(content)
+    def dead_bytes(self) -> int:
+        """Bytes of frames that it would leave out. Raises LayerDamaged."""
+        with ExitStack() as stack:
+            self._open(stack)
+            dead = 0
+            for start, end in self._windows():
+                for cluster, history in self._versions(start, end).items():
+                    needed = self._needed(cluster, history)
+                    dead += sum(version.length for version in history) - sum(version.length for version in needed)
+            return dead
+
+    def _open(self, stack: ExitStack) -> None:
+        lower = [self._directory / layer.file for layer in self._lower]
+        self._reader = stack.enter_context(closing(ChainReader(lower))) if lower else None
+        self._sides.clear()
+        self._fds.clear()
+        for layer in self._merged:
+            path = self._directory / layer.file
+            held = stack.enter_context(closing(SideFile(side_path(path))))
+            if held.digest() != layer.digest:
+                raise LayerDamaged(held.path, f"does not match the digest in {CHAINS}")
+            self._sides.append(held)
+            self._fds.append(_open(path))
+            stack.callback(os.close, self._fds[-1])
+
+    def _windows(self) -> Iterator[tuple[int, int]]:
+        """All clusters of the disk at any kept cycle, in pieces with not too many frames."""
+        start, last = 0, max(self._ends)
+        while start < last:
+            end = min(last, (start // WINDOW + 1) * WINDOW)
+            while end - start > 1 and sum(side.count(start, end) for side in self._sides) > _AT_ONCE:
+                end = start + (end - start) // 2
+            yield start, end
+            start = end
+
+    def _window(self, writer: LayerWriter, start: int, end: int) -> bytes:
+        """Write what is kept of some clusters: their records for the side file."""
+        self._made.clear()
+        newest: list[tuple[int, _Version]] = []  # data that the tables show
+        older: list[tuple[int, _Version]] = []
+        shown_zero: list[int] = []
+        zeros: dict[int, list[int]] = {}  # by cycle
+        versions = self._versions(start, end)
+        for cluster in sorted(versions):
+            needed = self._needed(cluster, versions[cluster])
+            shown = needed[-1] if needed and cluster < self._ends[-1] else None
+            for version in needed:
+                if not version.length:
+                    zeros.setdefault(version.cycle, []).append(cluster)
+                    if version is shown:
+                        shown_zero.append(cluster)
+                elif version is shown:
+                    newest.append((cluster, version))
                 else:
-                    layer, entry = winners[cluster]
-                    frame = b"" if layer is None or entry == ZERO else layer.frame(cluster, entry)
-                if frame:
-                    data.append(cluster)
-                    frames.append(frame)
-                else:
-                    zeros.append(cluster)
-            if self._first:  # over nothing, what is not there is zero
-                for run in runs(zeros):
-                    writer.record_zeros(run)
-                    zero_runs.append(run)
-            _append(writer, data, frames)
-            missing = next((cluster for cluster in data if cluster not in fingerprints), None)
-            if missing is not None:
-                raise LayerDamaged(sides[-1].path, "has no fingerprint", missing)
-            yield side_file.records(data, b"".join(fingerprints[cluster] for cluster in data))
+                    older.append((cluster, version))
+        if self._lower:  # over nothing, what is not there is zero
+            for run in runs(shown_zero):
+                writer.record_zeros(run)
+                self._zeros += run.count
+        self._zero_runs += sorted(
+            ZeroRun(run.start, run.count, cycle) for cycle, indexes in zeros.items() for run in runs(indexes)
+        )
+        return side_file.records(sorted([*self._copy(writer, newest), *self._copy(writer, older, mapped=False)]))
 
-    def _window(
-        self, layers: Sequence[Layer], sides: Sequence[side_file.SideFile], start: int, end: int
-    ) -> tuple[dict[int, tuple[Layer | None, int]], dict[int, bytes]]:
-        """Which layer's entry of each cluster counts, and the clusters' fingerprints."""
-        winners: dict[int, tuple[Layer | None, int]] = {}
-        fingerprints: dict[int, bytes] = {}
-        below = clusters(layers[0].size)
-        highest = max(map(clusters, self._sizes[: self._first]), default=0)
-        for layer, side in zip(layers, sides, strict=True):
-            size = clusters(layer.size)
-            for cluster in [cluster for cluster in winners if cluster >= size]:
-                del winners[cluster]
-            # Where the disk grew it reads zeros, whatever a layer from before it shrank holds there.
-            for cluster in range(max(start, below), min(end, size, highest)):
-                winners[cluster] = (None, ZERO)
-            winners.update((cluster, (layer, entry)) for cluster, entry in layer.entries(start, end))
-            fingerprints.update(side.data(start, end))
-            below, highest = size, max(size, highest)
-        return winners, fingerprints
+    def _versions(self, start: int, end: int) -> dict[int, list[_Version]]:
+        """Everything the layers say of some clusters, by cluster, each ascending by cycle."""
+        found: dict[int, list[_Version]] = {}
+        below = max((clusters(layer.size) for layer in self._lower), default=0)
+        before = self._lower[-1].size if self._lower else 0
+        for source, (layer, side) in enumerate(zip(self._merged, self._sides, strict=True)):
+            for cluster, cycle, offset, length, value, _ in side.entries(start, end):
+                found.setdefault(cluster, []).append(_Version(cycle, source, offset, length, value))
+            for run in side.zeros(start, end):
+                for cluster in range(run.start, run.start + run.count):
+                    insort(found.setdefault(cluster, []), _zero(run.cycle), key=_cycle)
+            if layer.size < before and layer.size % CLUSTER and start <= layer.size // CLUSTER < end:
+                self._cut(found.setdefault(layer.size // CLUSTER, []), layer)
+            if layer is not self._merged[-1]:
+                # Where the disk ended it reads zeros should it grow, whatever a layer from before it shrank holds.
+                beyond = max(start, clusters(layer.size))
+                for cluster in {*(x for x in found if x >= beyond), *range(beyond, min(end, below))}:
+                    history = found.setdefault(cluster, [])
+                    if not history or history[-1].length:
+                        history.append(_zero(layer.cycle))
+            before = layer.size
+        for (cluster, cycle), frame in self._replace.items():
+            for place, version in enumerate(found.get(cluster, ())):
+                if version.cycle == cycle and version.length:
+                    found[cluster][place] = self._make(cycle, frame, version.fingerprint)
+        return found
 
-    def _cut_clusters(self) -> set[int]:
-        """The clusters in which the disk ended after it shrank, as far as the merged layers did that."""
-        pairs = zip(self._sizes[max(0, self._first - 1) :], self._sizes[max(1, self._first) :], strict=False)
-        ends = (upper for lower, upper in pairs if upper < lower and upper % CLUSTER)
-        return {end // CLUSTER for end in ends if end // CLUSTER < clusters(self._sizes[-1])}
+    def _cut(self, history: list[_Version], layer: LayerRef) -> None:
+        """The disk ended inside this cluster when it shrank: what lay past its end is gone for good."""
+        cluster, length = layer.size // CLUSTER, layer.size % CLUSTER
+        if history:
+            if history[-1].cycle == layer.cycle or not history[-1].length:
+                return
+            try:
+                data = zstd_frame.content(self._read(cluster, history[-1:]))
+            except zstd_frame.BadFrame as error:
+                raise LayerDamaged(self._layer, error.problem, cluster) from error
+        elif self._reader and cluster < clusters(self._reader.size):
+            data = self._reader.read_cluster(cluster)
+        else:
+            return
+        left = data[:length].ljust(CLUSTER, b"\0")
+        if left == data:
+            return
+        if is_zero(left):
+            history.append(_zero(layer.cycle))
+        else:
+            history.append(self._make(layer.cycle, zstd_frame.compress(left), fingerprint(left)))
+
+    def _make(self, cycle: int, frame: bytes, value: bytes) -> _Version:
+        self._made.append(frame)
+        return _Version(cycle, _MADE, len(self._made) - 1, len(frame), value)
+
+    def _needed(self, cluster: int, history: Sequence[_Version]) -> list[_Version]:
+        """The versions that a kept cycle sees."""
+        needed: list[_Version] = []
+        for place, version in enumerate(history):
+            until = history[place + 1].cycle if place + 1 < len(history) else side_file.NEWEST
+            at = bisect_left(self._kept, version.cycle)
+            while at < len(self._kept) and self._kept[at] < until and cluster >= self._ends[at]:
+                at += 1
+            if at == len(self._kept) or self._kept[at] >= until:
+                continue
+            if needed and needed[-1].fingerprint == version.fingerprint:
+                continue  # what came between is forgotten
+            if needed or version.length or self._lower:  # over nothing, what is not there is zero
+                needed.append(version)
+        return needed
+
+    def _copy(self, writer: LayerWriter, frames: Sequence[tuple[int, _Version]], *, mapped: bool = True) -> list[Entry]:
+        """Write frames in pieces of about _BUFFER bytes: where they are now."""
+        placed: list[Entry] = []
+        first = size = 0
+        for place, (_, version) in enumerate(frames):
+            size += version.length
+            if size < _BUFFER and place < len(frames) - 1:
+                continue
+            piece, at = frames[first : place + 1], writer.position
+            writer.write(self._read(piece[0][0], [version for _, version in piece]))
+            if mapped:
+                writer.record([cluster for cluster, _ in piece], [version.length for _, version in piece])
+            else:
+                writer.skip(size)
+            for cluster, (cycle, _, _, length, value) in piece:
+                placed.append(Entry(cluster, cycle, at, length, value, mapped))
+                at += length
+            first, size = place + 1, 0
+        return placed
+
+    def _read(self, cluster: int, versions: Sequence[_Version]) -> bytes:
+        """Their frames, back to back; those that lie so are read at once. `cluster`: the first one's."""
+        parts, place = [], 0
+        while place < len(versions):
+            _, source, offset, length, _ = versions[place]
+            place += 1
+            if source == _MADE:
+                parts.append(self._made[offset])
+                continue
+            while place < len(versions) and (versions[place].source, versions[place].offset) == (source, offset + length):
+                length += versions[place].length
+                place += 1
+            part = os.pread(self._fds[source], length, offset)
+            if len(part) != length:
+                raise LayerDamaged(self._directory / self._merged[source].file, "is cut off", cluster)
+            parts.append(part)
+        return b"".join(parts)
 
 
-def _append(writer: LayerWriter, indexes: Sequence[int], frames: Sequence[bytes]) -> None:
-    """Write frames in pieces of about _BUFFER bytes."""
-    first = size = 0
-    for position, frame in enumerate(frames):
-        size += len(frame)
-        if size >= _BUFFER or position == len(frames) - 1:
-            piece = frames[first : position + 1]
-            writer.write(b"".join(piece))
-            writer.record(indexes[first : position + 1], list(map(len, piece)))
-            first, size = position + 1, 0
+def _zero(cycle: int) -> _Version:
+    return _Version(cycle, _MADE, 0, 0, ZERO_FINGERPRINT)
 
 
-def _lazily(zero_runs: list[Run]) -> Iterator[Run]:
-    """The list as it is when it is read, after the records."""
-    yield from zero_runs
+def _cycle(version: _Version) -> int:
+    return version.cycle
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise LayerDamaged(path, f"cannot be opened: {error.strerror}") from error

@@ -32,6 +32,15 @@ class Pins:
             files.replace_file(self._directory / owner, files.seal({"owner": owner, "cycles": sorted(cycles)}))
             self._cycles[owner] = cycles
 
+    def drop(self, owner: str, cycle: int) -> None:
+        """Take one pin of an owner back."""
+        cycles = self._cycles.get(owner, set()) - {cycle}
+        if not cycles:
+            self.remove(owner)
+        else:
+            files.replace_file(self._directory / owner, files.seal({"owner": owner, "cycles": sorted(cycles)}))
+            self._cycles[owner] = cycles
+
     def remove(self, owner: str) -> None:
         if owner in self._cycles:
             files.remove_file(self._directory / owner)

@@ -1,10 +1,10 @@
 """The cycle that is being received: its journal, and a partial layer for each disk it touched."""
 
 import os
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final, Self
 
@@ -15,7 +15,6 @@ from hyperv_host_agent.store.formats import side_file
 from hyperv_host_agent.store.formats.qcow2_writer import LayerWriter
 from hyperv_host_agent.store.journal import Entry, Journal
 from hyperv_host_agent.store.manifests import LayerRef, layer_name
-from twinsite.digest import FINGERPRINT_BYTES
 from twinsite.extents import CLUSTER, Run, runs
 
 JOURNAL: Final = "receiving.journal"
@@ -207,12 +206,19 @@ class Receiving:
         writer, layer = part.writer, part.path.with_suffix("")
         writer.finish(parent.file if parent else None)
         zero_runs = [run for entry in self._entries(position) for run in entry.zero_runs] if parent else []
-        zero_runs.sort()
-        digest = side_file.write(side_file.side_path(layer), writer.size, self._records(position), zero_runs)
+        dated = [side_file.ZeroRun(run.start, run.count, self.header.number) for run in sorted(zero_runs)]
+        digest = side_file.write(side_file.side_path(layer), writer.size, self._records(position), dated)
         part.path.rename(layer)
         files.sync_directory(layer.parent)
         zeros = sum(run.count for run in zero_runs)
-        return LayerRef(layer.name, writer.size, writer.data_clusters + zeros, writer.position - CLUSTER, digest)
+        return LayerRef(
+            file=layer.name,
+            backing=parent.file if parent else None,
+            size=writer.size,
+            clusters=writer.data_clusters + zeros,
+            stored_bytes=writer.position - CLUSTER,
+            digest=digest,
+        )
 
     def _entries(self, position: int) -> Iterator[Entry]:
         return (entry for entry in self._journal.entries() if entry.disk == position)
@@ -225,22 +231,16 @@ class Receiving:
                 break
             reached = entry.clusters[-1] if entry.clusters else reached
         else:
-            return (side_file.records(entry.clusters, entry.fingerprints) for entry in self._entries(position))
-        indexes, fingerprints = array("Q"), bytearray()
-        for entry in self._entries(position):
-            indexes.extend(entry.clusters)
-            fingerprints += entry.fingerprints
-        return _sorted_records(indexes, fingerprints)
+            return (side_file.records(self._held(entry)) for entry in self._entries(position))
+        held = sorted(chain.from_iterable(map(self._held, self._entries(position))))
+        return (side_file.records(held[at : at + _CHUNK]) for at in range(0, len(held), _CHUNK))
+
+    def _held(self, entry: Entry) -> Iterator[side_file.Entry]:
+        """What the side file says of a batch."""
+        number = self.header.number
+        return side_file.arrived(number, entry.clusters, entry.lengths, entry.position, entry.fingerprints)
 
     def _close_parts(self) -> None:
         for part in self._parts.values():
             os.close(part.writer.fd)
         self._parts.clear()
-
-
-def _sorted_records(indexes: Sequence[int], fingerprints: bytearray) -> Iterator[bytes]:
-    order = sorted(range(len(indexes)), key=indexes.__getitem__)
-    for start in range(0, len(order), _CHUNK):
-        chunk = order[start : start + _CHUNK]
-        cut = (fingerprints[at * FINGERPRINT_BYTES : (at + 1) * FINGERPRINT_BYTES] for at in chunk)
-        yield side_file.records([indexes[at] for at in chunk], b"".join(cut))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from hyperv_host_agent.store.formats import zstd_frame
+from twinsite.digest import is_zero
 from twinsite.errors import Failed
 from twinsite.extents import CLUSTER, clusters
 
@@ -255,6 +256,16 @@ class ChainReader:
         if first == last:
             return self.read_cluster(first)[start : start + length]
         return b"".join(map(self.read_cluster, range(first, last + 1)))[start : start + length]
+
+    def frame(self, cluster: int) -> bytes:
+        """A frame of what `read_cluster` returns, the stored one when it is that; empty: zeros. Raises LayerDamaged."""
+        layer, entry, limit = self._find(cluster)
+        if layer is None or _reads_zero(entry):
+            return b""
+        if limit >= CLUSTER:
+            return layer.frame(cluster, entry)
+        data = self.read_cluster(cluster)
+        return b"" if is_zero(data) else zstd_frame.compress(data)
 
     def is_zero(self, cluster: int) -> bool:
         """Whether the chain knows without reading that the cluster holds zeros. ValueError for one past the end."""

@@ -95,6 +95,13 @@ class LayerWriter:
         self.position = at
         self.data_clusters += len(indexes)
 
+    def skip(self, length: int) -> None:
+        """What is at `position` is no part of the disk: an older version. To QEMU that space is free."""
+        self.position += length
+        last = (self.position - 1) >> CLUSTER_BITS
+        if last >= len(self._counts):
+            self._counts.extend([0] * (last + 1 - len(self._counts)))
+
     def record_zeros(self, run: Run) -> None:
         """The clusters of the run read as zeros."""
         pages, self.zero_clusters = self._pages, self.zero_clusters + run.count

@@ -1,80 +1,139 @@
-"""The fingerprints of a layer, in a file beside it: the layer says where a cluster is, this says what it must be.
+"""What a layer holds, in a file beside it: every frame, of which cycle it is, where it is, and what it must hold.
 
-Little-endian: a record (cluster, fingerprint) per data cluster, ascending; a record (start, count) per zero run,
-ascending; a trailer with the disk's size and both counts. 24 bytes a cluster: 384 MiB for a TiB of data.
+The layer's own tables say only what is newest. A layer that several cycles became one in (a pack) keeps older versions
+of clusters for the points inside it: frames in its data area that no table names, listed here.
+
+Little-endian. A record (cluster, cycle, offset, length and whether the tables name it, fingerprint) per frame,
+ascending by cluster, then cycle; a record (start, count, cycle) per run of clusters that a cycle made zero, ascending
+by start, none reaching over a multiple of WINDOW clusters; a trailer with the disk's size and both counts.
+36 bytes a frame: 576 MiB for a TiB of data.
 """
 
 import mmap
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from blake3 import blake3
 
 from hyperv_host_agent.store.files import DIGEST_BYTES, sync, write_all
-from hyperv_host_agent.store.formats.qcow2 import LayerDamaged
-from twinsite.digest import FINGERPRINT_BYTES
-from twinsite.extents import Run
+from hyperv_host_agent.store.formats.qcow2 import TABLE_ENTRIES, LayerDamaged
+from twinsite.digest import FINGERPRINT_BYTES, ZERO_FINGERPRINT
 
-_RECORD: Final = struct.Struct(f"<Q{FINGERPRINT_BYTES}s")
-_RUN: Final = struct.Struct("<QQ")
+WINDOW: Final = TABLE_ENTRIES  # clusters
+NEWEST: Final = (1 << 32) - 1  # a cycle above all
+_RECORD: Final = struct.Struct(f"<IIQI{FINGERPRINT_BYTES}s")
+_RUN: Final = struct.Struct("<III")
 _TRAILER: Final = struct.Struct("<QQQ8s")
-_MAGIC: Final = b"TWFPRNT1"
+_MAGIC: Final = b"TWFPRNT2"
+_MAPPED: Final = 1 << 31
 _BUFFER: Final = 1 << 20
 
 
+class Entry(NamedTuple):
+    """One frame of a layer, or (of `SideFile.at`) that the cluster is zero: `length` 0."""
+
+    cluster: int
+    cycle: int  # that brought it
+    offset: int  # in the layer file, bytes
+    length: int
+    fingerprint: bytes
+    mapped: bool = True  # the layer's tables name it; False: an older version that only points inside the pack see
+
+
+class ZeroRun(NamedTuple):
+    """Clusters that read zeros from a cycle on."""
+
+    start: int
+    count: int
+    cycle: int
+
+
 def side_path(layer: Path) -> Path:
-    """Where a layer's fingerprints are: 000042.qcow2 → 000042.fp."""
+    """Where what a layer holds is told: 000042.qcow2 → 000042.fp."""
     return layer.with_suffix(".fp")
 
 
-def records(indexes: Iterable[int], fingerprints: bytes) -> bytes:
-    """Ascending clusters and their fingerprints as records."""
+def records(entries: Iterable[Entry]) -> bytes:
+    """Ascending entries as they are stored."""
     pack = _RECORD.pack
     return b"".join(
-        pack(index, fingerprints[at : at + FINGERPRINT_BYTES])
-        for index, at in zip(indexes, range(0, len(fingerprints), FINGERPRINT_BYTES), strict=True)
+        pack(cluster, cycle, offset, length | _MAPPED if mapped else length, fingerprint)
+        for cluster, cycle, offset, length, fingerprint, mapped in entries
     )
 
 
-def write(path: Path, size: int, chunks: Iterable[bytes], zero_runs: Iterable[Run]) -> bytes:
-    """Write a side file durably from chunks of ascending records; its digest. Raises OSError."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        digest, end, buffer = blake3(), 0, bytearray()
+def arrived(
+    cycle: int, indexes: Sequence[int], lengths: Sequence[int], position: int, fingerprints: bytes
+) -> Iterator[Entry]:
+    """The entries of frames that came back to back, the first one at `position` of the layer."""
+    at = 0
+    for index, length in zip(indexes, lengths, strict=True):
+        yield Entry(index, cycle, position, length, fingerprints[at : at + FINGERPRINT_BYTES])
+        position += length
+        at += FINGERPRINT_BYTES
 
-        def flush() -> None:
-            nonlocal end
-            write_all(fd, bytes(buffer), end)
-            digest.update(buffer)
-            end += len(buffer)
-            buffer.clear()
 
+def write(path: Path, size: int, chunks: Iterable[bytes], zero_runs: Iterable[ZeroRun]) -> bytes:
+    """Write a side file durably from chunks of ascending `records`; its digest. Raises OSError.
+
+    Runs may be longer than a window when no two of them overlap.
+    """
+    with closing(SideWriter(path)) as writer:
         for chunk in chunks:
-            buffer += chunk
-            if len(buffer) >= _BUFFER:
-                flush()
-        count, run_count = (end + len(buffer)) // _RECORD.size, 0
+            writer.add(chunk)
+        return writer.finish(size, zero_runs)
+
+
+class SideWriter:
+    """A side file that grows. OSErrors of writing pass through."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._digest = blake3()
+        self._end = 0
+        self._buffer = bytearray()
+
+    def add(self, chunk: bytes) -> None:
+        """Further `records`, ascending."""
+        self._buffer += chunk
+        if len(self._buffer) >= _BUFFER:
+            self._flush()
+
+    def finish(self, size: int, zero_runs: Iterable[ZeroRun]) -> bytes:
+        """Complete it durably, for a disk of `size` bytes; its digest."""
+        count, run_count = (self._end + len(self._buffer)) // _RECORD.size, 0
         for run in zero_runs:
-            buffer += _RUN.pack(run.start, run.count)
-            run_count += 1
-        buffer += _TRAILER.pack(size, count, run_count, _MAGIC)
-        flush()
-        sync(fd)
-    finally:
-        os.close(fd)
-    return digest.digest(length=DIGEST_BYTES)
+            for piece in _pieces(run):
+                self.add(_RUN.pack(*piece))
+                run_count += 1
+        self.add(_TRAILER.pack(size, count, run_count, _MAGIC))
+        self._flush()
+        sync(self._fd)
+        return self._digest.digest(length=DIGEST_BYTES)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _flush(self) -> None:
+        write_all(self._fd, bytes(self._buffer), self._end)
+        self._digest.update(self._buffer)
+        self._end += len(self._buffer)
+        self._buffer.clear()
 
 
 class SideFile:
-    """A side file, open for reading."""
+    """A side file, open for reading. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
         """Raises LayerDamaged when it cannot be one."""
         self.path = path
-        self.size: int
+        self.size: int  # bytes of the disk at the layer
         self._count: int
         self._runs: int
         try:
@@ -94,25 +153,43 @@ class SideFile:
         """Over the whole file, as `write` returned it."""
         return blake3(self._map).digest(length=DIGEST_BYTES)
 
-    def __len__(self) -> int:
-        return self._count
+    def count(self, start: int, end: int) -> int:
+        """How many frames there are of the clusters `start` up to `end`."""
+        return self._before(end, 0, _RECORD.size, self._count) - self._before(start, 0, _RECORD.size, self._count)
 
-    def data(self, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-        """(cluster, fingerprint) of the data clusters `start` up to `end`, ascending."""
-        first = self._before(start, 0, _RECORD.size, self._count)
-        last = self._before(end, 0, _RECORD.size, self._count)
-        return _RECORD.iter_unpack(self._map[first * _RECORD.size : last * _RECORD.size])
+    def entries(self, start: int = 0, end: int = NEWEST) -> Iterator[Entry]:
+        """Every frame of the clusters `start` up to `end`, ascending by cluster, then cycle."""
+        first = self._before(start, 0, _RECORD.size, self._count) * _RECORD.size
+        last = self._before(end, 0, _RECORD.size, self._count) * _RECORD.size
+        step = _BUFFER // _RECORD.size * _RECORD.size
+        for at in range(first, last, step):
+            for cluster, cycle, offset, length, fingerprint in _RECORD.iter_unpack(self._map[at : min(at + step, last)]):
+                yield Entry(cluster, cycle, offset, length & ~_MAPPED, fingerprint, length >= _MAPPED)
 
-    def zeros(self, start: int, end: int) -> Iterator[Run]:
-        """The zero runs, cut to clusters `start` up to `end`, ascending."""
+    def zeros(self, start: int = 0, end: int = NEWEST) -> Iterator[ZeroRun]:
+        """The zero runs, cut to clusters `start` up to `end`, ascending by start; those of several cycles overlap."""
         base = self._count * _RECORD.size
-        for position in range(max(0, self._before(start, base, _RUN.size, self._runs) - 1), self._runs):
-            run_start, count = _RUN.unpack_from(self._map, base + position * _RUN.size)
+        for position in range(self._before(start // WINDOW * WINDOW, base, _RUN.size, self._runs), self._runs):
+            run_start, count, cycle = _RUN.unpack_from(self._map, base + position * _RUN.size)
             if run_start >= end:
                 break
             first, last = max(start, run_start), min(end, run_start + count)
             if first < last:
-                yield Run(first, last - first)
+                yield ZeroRun(first, last - first, cycle)
+
+    def at(self, cycle: int, start: int, end: int) -> dict[int, Entry]:
+        """By cluster, what the layer says of it at a cycle: its newest frame up to then, or that it is zero."""
+        found: dict[int, Entry] = {}
+        for entry in self.entries(start, end):
+            if entry.cycle <= cycle:
+                found[entry.cluster] = entry
+        for run in self.zeros(start, end):
+            if run.cycle <= cycle:
+                for cluster in range(run.start, run.start + run.count):
+                    held = found.get(cluster)
+                    if held is None or held.cycle < run.cycle:
+                        found[cluster] = Entry(cluster, run.cycle, 0, 0, ZERO_FINGERPRINT)
+        return found
 
     def close(self) -> None:
         self._map.close()
@@ -122,8 +199,17 @@ class SideFile:
         low, high = 0, count
         while low < high:
             middle = (low + high) // 2
-            if int.from_bytes(self._map[base + middle * size : base + middle * size + 8], "little") < cluster:
+            if int.from_bytes(self._map[base + middle * size : base + middle * size + 4], "little") < cluster:
                 low = middle + 1
             else:
                 high = middle
         return low
+
+
+def _pieces(run: ZeroRun) -> Iterator[ZeroRun]:
+    """The run, cut at multiples of WINDOW."""
+    start, end = run.start, run.start + run.count
+    while start < end:
+        stop = min(end, (start // WINDOW + 1) * WINDOW)
+        yield ZeroRun(start, stop - start, run.cycle)
+        start = stop

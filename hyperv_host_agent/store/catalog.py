@@ -1,0 +1,142 @@
+"""What a replica holds, as its documents say: points, chains, pins. Every change is durable before it is seen here."""
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from hyperv_host_agent.store import chains, checking, files, manifests, merging
+from hyperv_host_agent.store.base import PointMissing, StoreDamaged, WriteFailed
+from hyperv_host_agent.store.manifests import POINTS, DiskRef, LayerRef, Manifest
+from hyperv_host_agent.store.pins import PINS, Pins
+
+
+class Catalog:
+    """`lock` guards everything in it and the names of files. OSErrors of writing pass through."""
+
+    def __init__(self, directory: Path, vm_id: str) -> None:
+        """Read it, finish an interrupted merge. Raises StoreDamaged, OSError."""
+        self.directory, self.vm_id = directory, vm_id
+        self.lock = threading.RLock()
+        self._limbo: Manifest | None = None  # its commit failed so that nobody knows what a power loss would show
+        self._unpublished = checking.read_intent(directory, vm_id)
+        for name in (POINTS, PINS):
+            if not (directory / name).is_dir():
+                raise StoreDamaged(vm_id, f"{name}/ is missing")
+        self.manifests = manifests.load(directory, vm_id)
+        self.chains = chains.load(directory, vm_id, self.manifests)
+        self._written = self.chains.through if (directory / chains.CHAINS).exists() else 0
+        newest = self.newest()
+        if newest:
+            # What is seen here is told to the source as committed, so it must be what a power loss leaves. A sync alone
+            # would prove nothing if one failed before: the name is written anew.
+            files.replace_file(manifests.point_path(directory, newest.cycle), newest.encode())
+        self.publish()
+        for cycle in [cycle for cycle, found in self.manifests.items() if not checking.served(self.chains, found)]:
+            if newest and cycle != newest.cycle:  # its removal was cut short
+                files.remove_file(manifests.point_path(directory, cycle))
+                del self.manifests[cycle]
+        self.pins = Pins(directory, vm_id)
+        checking.check_chains(directory, vm_id, self.chains, self.manifests)
+
+    def newest(self) -> Manifest | None:
+        return self.manifests[max(self.manifests)] if self.manifests else None
+
+    def point(self, cycle: int) -> Manifest:
+        """Raises PointMissing."""
+        if cycle not in self.manifests:
+            raise PointMissing(cycle)
+        return self.manifests[cycle]
+
+    def top(self, disk_id: str) -> LayerRef | None:
+        """The layer that the next one of a disk stands on."""
+        newest = self.newest()
+        disk = newest.disk(disk_id) if newest else None
+        return self.chains.covering(disk_id, disk.at) if disk else None
+
+    def stack(self, disk: DiskRef) -> tuple[LayerRef, ...]:
+        """The layers a disk stands on at a point, oldest first; `disk.at` may lie inside the newest of them."""
+        return self.chains.stack(disk.geometry.id, disk.at)
+
+    def sizes(self, disk_id: str) -> dict[int, int]:
+        """The disk's bytes at every cycle whose content a point needs."""
+        disks = (manifest.disk(disk_id) for manifest in self.manifests.values())
+        return {disk.at: disk.geometry.size for disk in disks if disk}
+
+    def frozen(self, disk_id: str) -> set[str]:
+        """Layer files that must stay as they are, because a point in use stands on them."""
+        pinned = [self.manifests[cycle].disk(disk_id) for cycle in self.pins.cycles() if cycle in self.manifests]
+        return {layer.file for disk in pinned if disk for layer in self.stack(disk)}
+
+    def commit(self, manifest: Manifest) -> None:
+        """Publish a cycle with one rename. Raises WriteFailed when it may or may not last: then it counts as not done.
+
+        Its layers have to stay then: a power loss may bring the manifest back, until `settle`.
+        """
+        with self.lock:
+            path = manifests.point_path(self.directory, manifest.cycle)
+            temporary = path.with_name(path.name + ".tmp")
+            files.write_file(temporary, manifest.encode())
+            temporary.rename(path)
+            try:
+                files.sync_directory(path.parent)
+            except OSError as error:
+                self._limbo = manifest
+                raise WriteFailed(self.vm_id, f"a commit may not be durable: {error.strerror}") from error
+            self.manifests[manifest.cycle] = manifest
+            self.chains = self.chains.committed(manifest)
+
+    @property
+    def in_limbo(self) -> bool:
+        return self._limbo is not None
+
+    def settle(self) -> None:
+        """Take back, durably, a commit of which nobody knows whether it lasts. Raises OSError: still nobody knows."""
+        with self.lock:
+            if self._limbo is None:
+                return
+            path = manifests.point_path(self.directory, self._limbo.cycle)
+            # A name that changes anew, so that this sync has something to say.
+            files.write_file(path, b"taken back")
+            path.unlink()
+            files.sync_directory(path.parent)
+            self._limbo = None
+
+    def retire(self, keep: Sequence[int]) -> list[int]:
+        """Points that nobody needs stop being points; what they stood on is for a merge to give back."""
+        with self.lock:
+            stay = {*keep, *self.pins.cycles(), max(self.manifests, default=0)}
+            removed = [cycle for cycle in self.manifests if cycle not in stay]
+            if not removed:
+                return []
+            left = [manifest for cycle, manifest in self.manifests.items() if cycle in stay]
+            trimmed = self.chains.trimmed(left)
+            if max(removed) > self._written:
+                self._store(self.chains)  # they name layers that others stand on
+            for cycle in removed:
+                files.remove_file(manifests.point_path(self.directory, cycle))
+                del self.manifests[cycle]
+            files.sync_directory(self.directory / POINTS)
+            if trimmed != self.chains:
+                self._store(trimmed)
+            return removed
+
+    def publish(self, intent: merging.Intent | None = None) -> None:
+        """Put a finished layer in place; first the one, if any, whose turn failed half way."""
+        with self.lock:
+            for waiting in (self._unpublished, intent):
+                if waiting:
+                    self._unpublished = waiting
+                    self.chains = merging.publish(self.directory, waiting, self.chains)
+                    self._written = self.chains.through
+                    self._unpublished = None
+
+    def collect(self, *, views: set[Path], partials: set[Path], everything: bool) -> None:
+        """Remove the files that nothing names."""
+        with self.lock:
+            newest = self.newest()
+            up_to = newest.cycle if newest and not everything else None
+            checking.collect(self.directory, self.chains, views=views, partials=partials, up_to=up_to)
+
+    def _store(self, changed: chains.Chains) -> None:
+        chains.store(self.directory, changed)
+        self.chains, self._written = changed, changed.through
