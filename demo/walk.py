@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -13,8 +13,9 @@ from demo.guest import Guest
 from demo.lab import SITES, Lab, until
 from demo.process import kill_pid
 from demo.report import Mismatch, Report
-from hyperv_host_agent.store.formats.qcow2 import ChainReader
-from hyperv_host_agent.store.manifests import Manifest, point_path
+from hyperv_host_agent.store import chains, manifests
+from hyperv_host_agent.store.packed_point import PackedPoint
+from twinsite.extents import cluster_length, clusters
 from twinsite.units import MiB
 
 VM: Final = "web01"
@@ -214,30 +215,18 @@ class Walk:
     def _replica(self, cycle: int, name: str) -> str:
         """SHA-256 of one disk of a point, read from the replica's files without the agent."""
         vm = next((self.lab.root / "host-b" / "store").glob("*/points")).parent
-        reader = ChainReader(layers(vm, cycle, name))
-        try:
-            digest = hashlib.sha256()
-            for chunk in _chunks(reader.read, reader.size):
-                digest.update(chunk)
-            return digest.hexdigest()
-        finally:
-            reader.close()
+        points = manifests.load(vm, vm.name)
+        disk = next(entry for entry in points[cycle].disks if entry.geometry.name == name)
+        stack = chains.load(vm, vm.name, points).stack(disk.geometry.id, disk.at)
+        size, digest = disk.geometry.size, hashlib.sha256()
+        with closing(PackedPoint(vm / disk.geometry.id, stack, disk.at, size)) as reader:
+            for cluster in range(clusters(size)):
+                digest.update(reader.read_cluster(cluster)[: cluster_length(cluster, size)])
+        return digest.hexdigest()
 
     def _same(self, what: str, found: object, expected: object) -> None:
         if found != expected:
             raise Mismatch(f"{what}: {found!r}, expected {expected!r}")
-
-
-def layers(vm: Path, cycle: int, name: str) -> list[Path]:
-    """The chain of one disk at one point, oldest first, as the manifests tell it."""
-    manifest = Manifest.decode(point_path(vm, cycle).read_bytes())
-    found = next(entry for entry in manifest.disks if entry.geometry.name == name)
-    return [vm / found.geometry.id / layer.file for layer in found.layers]
-
-
-def _chunks(read: Callable[[int, int], bytes], size: int, step: int = MiB) -> Iterator[bytes]:
-    for offset in range(0, size, step):
-        yield read(offset, min(step, size - offset))
 
 
 def _seconds(rfc3339: str) -> float:

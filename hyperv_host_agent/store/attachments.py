@@ -19,9 +19,7 @@ class Attachments:
         self._catalog, self._room = catalog, room
         self._building = threading.Lock()
         # What is found at the start was finished under a pin that is still there, so its pack was not touched since.
-        self._views = {
-            (disk.geometry.id, disk.at) for disk in self._inside() if self._is_sound(disk)
-        }
+        self._views = {(disk.geometry.id, disk.at) for disk in self._inside() if self._is_sound(disk)}
 
     def views(self) -> set[Path]:
         """Files that must stay."""

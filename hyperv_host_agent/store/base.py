@@ -1,5 +1,6 @@
 """The port every replica store implements. Synchronous: callers run it in threads, one call at a time per replica."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -191,8 +192,8 @@ class Finding:
 class Budget:
     """How much one round of background work may write; shared by all that work in it. Thread-safe enough: a hint."""
 
-    def __init__(self, limit: int | None = None) -> None:
-        """`limit` bytes; None: no limit."""
+    def __init__(self, limit: float = math.inf) -> None:
+        """`limit` bytes."""
         self.limit = limit
         self.spent = 0
 
@@ -201,7 +202,7 @@ class Budget:
 
     @property
     def exhausted(self) -> bool:
-        return self.limit is not None and self.spent >= self.limit
+        return self.spent >= self.limit
 
 
 @dataclass(slots=True)
@@ -290,11 +291,11 @@ class Replica(Protocol):
         """These are lacking until a cycle was committed that brought them. Durable. Raises NoSpace, WriteFailed."""
         ...
 
-    def maintain(self, *, keep: Sequence[int], budget: Budget) -> MaintainReport:
+    def maintain(self, *, keep: Sequence[int], budget: Budget | None = None) -> MaintainReport:
         """Merge layers so that the chain stays short and gives back what no point needs any more.
 
-        Points in `keep`, pinned, kept or locked ones and the newest stay. Safe to kill at any instant; work that the budget cut
-        short goes on with the next call. Runs beside `put`; never touches a layer a pinned point stands on in place.
+        Points in `keep`, pinned, kept or locked ones and the newest stay. Safe to kill at any instant; work that the
+        budget cut short goes on with the next call. Runs beside `put`; never touches a layer a pinned point stands on.
         """
         ...
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from hyperv_host_agent.store import chains, checking, files, manifests, merging
+from hyperv_host_agent.store import chains, checking, files, manifests, merging, seeding
 from hyperv_host_agent.store.base import PointMissing, StoreDamaged, WriteFailed
 from hyperv_host_agent.store.manifests import POINTS, DiskRef, LayerRef, Manifest
 from hyperv_host_agent.store.pins import PINS, Pins
@@ -31,6 +31,7 @@ class Catalog:
             # would prove nothing if one failed before: the name is written anew.
             files.replace_file(manifests.point_path(directory, newest.cycle), newest.encode())
         self.publish()
+        self.seeded = seeding.read(directory, vm_id)
         for cycle in [cycle for cycle, found in self.manifests.items() if not checking.served(self.chains, found)]:
             if newest and cycle != newest.cycle:  # its removal was cut short
                 files.remove_file(manifests.point_path(directory, cycle))
@@ -46,6 +47,10 @@ class Catalog:
         if cycle not in self.manifests:
             raise PointMissing(cycle)
         return self.manifests[cycle]
+
+    def placeholder(self) -> Manifest | None:
+        """The point whose content is still to come on media."""
+        return seeding.awaited(self.manifests.values(), self.seeded)
 
     def top(self, disk_id: str) -> LayerRef | None:
         """The layer that the next one of a disk stands on."""
@@ -63,8 +68,11 @@ class Catalog:
         return {disk.at: disk.geometry.size for disk in disks if disk}
 
     def frozen(self, disk_id: str) -> set[str]:
-        """Layer files that must stay as they are, because a point in use stands on them."""
-        pinned = [self.manifests[cycle].disk(disk_id) for cycle in self.pins.cycles() if cycle in self.manifests]
+        """Layer files that must stay as they are: a point in use stands on them, or a seed is to take their place."""
+        cycles = set(self.pins.cycles())
+        if placeholder := self.placeholder():
+            cycles.add(placeholder.cycle)
+        pinned = [self.manifests[cycle].disk(disk_id) for cycle in cycles if cycle in self.manifests]
         return {layer.file for disk in pinned if disk for layer in self.stack(disk)}
 
     def commit(self, manifest: Manifest) -> None:
@@ -105,6 +113,8 @@ class Catalog:
         """Points that nobody needs stop being points; what they stood on is for a merge to give back."""
         with self.lock:
             stay = {*keep, *self.pins.cycles(), max(self.manifests, default=0)}
+            if placeholder := self.placeholder():
+                stay.add(placeholder.cycle)
             removed = [cycle for cycle in self.manifests if cycle not in stay]
             if not removed:
                 return []

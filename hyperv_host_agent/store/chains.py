@@ -19,8 +19,11 @@ CHAINS: Final = "chains.json"
 
 @dataclass(frozen=True, slots=True)
 class Chains:
-    """Layers by disk, ascending by cycle. A disk that was removed and added again has several chains, one after the
-    other; each begins with a layer that stands on nothing."""
+    """Layers by disk, ascending by cycle.
+
+    A disk that was removed and added again has several chains, one after the other; each begins with a layer that
+    stands on nothing.
+    """
 
     through: int = 0  # the newest cycle whose layers are in it
     disks: Mapping[str, tuple[LayerRef, ...]] = field(default_factory=dict)

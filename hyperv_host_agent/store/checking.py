@@ -36,7 +36,7 @@ def served(chains: Chains, manifest: Manifest) -> bool:
     """Whether the layers still hold what the point needs of every disk; not so: its removal was cut short."""
     for disk in manifest.disks:
         layer = chains.covering(disk.geometry.id, disk.at)
-        if layer is not None and disk.at != layer.cycle and disk.at not in layer.points:
+        if layer is None or (disk.at != layer.cycle and disk.at not in layer.points):
             return False
     return True
 
@@ -61,19 +61,22 @@ def check_chains(directory: Path, vm_id: str, chains: Chains, manifests: Mapping
     for manifest in manifests.values():
         for disk in manifest.disks:
             covering = chains.covering(disk.geometry.id, disk.at)
-            problem = (
+            found = (
                 (covering is None and "has no layers")
+                or (covering and disk.at not in {covering.cycle, *covering.points} and f"{covering.file} lacks it")
                 or (disk.at > manifest.cycle and f"is of the later cycle {disk.at}")
-                or (covering and disk.at == covering.cycle and covering.size != disk.geometry.size
-                    and f"has {disk.geometry.size} bytes, its newest layer {covering.size}")
+                or (
+                    covering
+                    and disk.at == covering.cycle
+                    and covering.size != disk.geometry.size
+                    and f"has {disk.geometry.size} bytes, its newest layer {covering.size}"
+                )
             )
-            if problem:
-                raise StoreDamaged(vm_id, f"point {manifest.cycle}, disk {disk.geometry.id}: {problem}")
+            if found:
+                raise StoreDamaged(vm_id, f"point {manifest.cycle}, disk {disk.geometry.id}: {found}")
 
 
-def collect(
-    directory: Path, chains: Chains, *, views: set[Path], partials: set[Path], up_to: int | None
-) -> None:
+def collect(directory: Path, chains: Chains, *, views: set[Path], partials: set[Path], up_to: int | None) -> None:
     """Remove layers and side files that no chain names, of cycles `up_to` or, None, of all and what was temporary.
 
     And views but those in `views`. Files that do not look like ours stay. Raises OSError.

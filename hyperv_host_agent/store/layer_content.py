@@ -40,7 +40,7 @@ class LayerContent:
         return self.side.zeros(start, end)
 
     def frame(self, entry: Entry) -> bytes:
-        """The frame as it is stored, whatever it is. Raises LayerDamaged when the file ends before it or is unreadable."""
+        """The frame as it is stored, whatever it is. Raises LayerDamaged when it is cut off or cannot be read."""
         try:
             frame = os.pread(self._fd, entry.length, entry.offset)
         except OSError as error:

@@ -2,9 +2,9 @@
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from hyperv_host_agent.store import files, merge_plan, merging
+from hyperv_host_agent.store import files, merge_plan, merging, seeding
 from hyperv_host_agent.store.base import Budget, MaintainReport, NoSpace, StoreDamaged
 from hyperv_host_agent.store.catalog import Catalog
 from hyperv_host_agent.store.formats.qcow2 import LayerDamaged
@@ -19,7 +19,9 @@ Group = tuple[str, tuple[str, ...]]  # disk, layer files
 class Maintenance:
     """One thread at a time. A merge that a round did not finish waits, with its files open, for the next one."""
 
-    def __init__(self, catalog: Catalog, space: files.Space, room: Callable[[int], None], stop: threading.Event) -> None:
+    def __init__(
+        self, catalog: Catalog, space: files.Space, room: Callable[[int], None], stop: threading.Event
+    ) -> None:
         """`room` raises NoSpace unless that many bytes may be written; `stop`, once set, ends a round early."""
         self._catalog, self._space, self._room, self._stop = catalog, space, room, stop
         self._queue: list[Group] = []
@@ -27,7 +29,7 @@ class Maintenance:
         self._scanned: dict[tuple[str, bytes], tuple[int, int]] = {}  # points that were gone, dead bytes
 
     def run(self, report: MaintainReport, budget: Budget) -> None:
-        """Do what is due. Raises StoreDamaged when layers cannot be merged; the others are done before. OSErrors pass."""
+        """Do what is due. Raises OSError, and StoreDamaged for layers that cannot be merged, after the others."""
         self._queue = [group for group in self._queue if self._possible(group)]
         if self._work and not self._possible(self._work.group):
             self.abandon()
@@ -102,7 +104,6 @@ class Maintenance:
 
     def _put_in_place(self, work: "_Work") -> bool:
         disk_id, names = work.group
-        assert work.merge.result is not None
         with self._catalog.lock:
             if len(names) > 1 and not self._possible(work.group):  # pinned while it was merged
                 merging.discard(self._catalog.directory / disk_id / names[-1])
@@ -113,10 +114,13 @@ class Maintenance:
     def _plan(self) -> list[Group]:
         with self._catalog.lock:
             chains = list(self._catalog.chains.each())
+            awaiting = self._catalog.placeholder() is not None
             frozen = {disk_id: self._catalog.frozen(disk_id) for disk_id, _ in chains}
             sizes = {disk_id: self._catalog.sizes(disk_id) for disk_id, _ in chains}
         planned: list[Group] = []
         for disk_id, chain in chains:
+            if awaiting and seeding.shrank(chain):
+                continue
             needed = sorted(sizes[disk_id])
             candidates = [
                 merge_plan.Candidate(
@@ -158,7 +162,7 @@ class _Work:
 
     def __init__(self, group: Group, merge: merging.Merge, expected: int) -> None:
         self.group, self.merge = group, merge
-        self.steps: Iterator[int] = merge.steps()
+        self.steps = merge.steps()
         self.written = 0
         self._expected = expected
 
@@ -173,7 +177,7 @@ class _Work:
         return max(1, self._expected - self.written)
 
     def close(self) -> None:
-        self.merge.close()
+        self.steps.close()
 
 
 def _any_within(ascending: Sequence[int], start: int, end: int) -> bool:

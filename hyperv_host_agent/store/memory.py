@@ -19,6 +19,7 @@ from hyperv_host_agent.store.base import (
     AttachedDisk,
     AwaitedSeed,
     BadBatch,
+    Budget,
     Finding,
     MaintainReport,
     NoSpace,
@@ -287,7 +288,12 @@ class MemoryReplica:
     def detach(self, owner: str) -> None:
         self._kept.pins.pop(rules.check_owner(owner), None)
 
-    def maintain(self, *, keep: Sequence[int]) -> MaintainReport:
+    def maintain(
+        self,
+        *,
+        keep: Sequence[int],
+        budget: Budget | None = None,  # noqa: ARG002  # nothing to merge
+    ) -> MaintainReport:
         stay = {*keep, *self._pins(), max(self._kept.points, default=0)}
         now, _ = self._store.lock_clock()
         stay |= {mark.cycle for mark in self._kept.marks.values() if mark.kept or now < mark.locked_until}
@@ -340,21 +346,21 @@ class MemoryReplica:
     def seed_abandon(self) -> None:
         self._base = None
 
-    def fingerprints(self, disk: str, start: int, count: int) -> Iterator[tuple[int, bytes]]:
-        content = self._newest().disks.get(disk, {})
+    def fingerprints(self, disk: str, start: int, count: int, *, cycle: int = 0) -> Iterator[tuple[int, bytes]]:
+        content = self._point(cycle).disks.get(disk, {})
         for cluster in sorted(content):
             if start <= cluster < start + count:
                 yield cluster, content[cluster][1]
 
-    def verify(self) -> Iterator[Finding]:
-        newest = self._newest()
-        for disk, content in newest.disks.items():
+    def verify(self, *, cycle: int = 0) -> Iterator[Finding]:
+        point = self._point(cycle)
+        for disk, content in point.disks.items():
             for cluster, (frame, expected) in sorted(content.items()):
                 try:
                     if fingerprint(zstd_frame.content(frame)) != expected:
-                        yield Finding(newest.info.cycle, disk, cluster, "its content does not match its fingerprint")
+                        yield Finding(point.info.cycle, disk, cluster, "its content does not match its fingerprint")
                 except zstd_frame.BadFrame as error:
-                    yield Finding(newest.info.cycle, disk, cluster, error.problem)
+                    yield Finding(point.info.cycle, disk, cluster, error.problem)
 
     def read(self, cycle: int, disk: str, cluster: int) -> bytes:
         """One cluster of a disk at a point, CLUSTER bytes; for tests and for the simulated hypervisor."""
@@ -388,11 +394,12 @@ class MemoryReplica:
             raise ValueError("no cycle is being received")
         return self._kept.receiving
 
-    def _newest(self) -> _Point:
+    def _point(self, cycle: int) -> _Point:
+        """A point, 0: the newest. Raises PointMissing."""
         points = self._kept.points
-        if not points:
-            raise PointMissing(0)
-        return points[max(points)]
+        if not points or (cycle and cycle not in points):
+            raise PointMissing(cycle)
+        return points[cycle or max(points)]
 
     def _info(self, cycle: int) -> PointInfo:
         awaited, seeded = self.awaited(), self._kept.seeded

@@ -8,7 +8,7 @@ a crash do the rest.
 
 import os
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +55,9 @@ class Intent:
 def publish(directory: Path, intent: Intent, chains: Chains) -> Chains:
     """Put a finished layer in place of a group of layers: the chains afterwards.
 
-    The files must be durable under `temporary_paths(directory / disk / into.file)`, `into.file` the newest of the group,
-    `into.backing` what the oldest of it stood on. A group of one replaces a layer by another version of itself: with
-    frames repaired, or the content that came on media. Repeatable after a crash or an error at any instant.
+    The files must be durable under `temporary_paths(directory / disk / into.file)`; `into.file` is the newest of the
+    group, `into.backing` what the oldest of it stood on. A group of one replaces a layer by another version of itself:
+    with frames repaired, or the content that came on media. Repeatable after a crash or an error at any instant.
     """
     path = directory / INTENT
     files.replace_file(path, intent.encode())
@@ -116,13 +116,13 @@ class Merge:
         `replace`: frames by (cluster, cycle) to take instead of those that are stored.
         """
         self.group = tuple(layer.file for layer in stack[-count:])
-        self.result: LayerRef | None = None
+        self.result: LayerRef
         self._layer = directory / self.group[-1]
         self._directory = directory
         self._lower, self._merged = stack[:-count], stack[-count:]
         self._size = stack[-1].size
         inner = {cycle: size for cycle, size in sizes.items() if self._oldest < cycle < stack[-1].cycle}
-        self._kept = sorted(inner) + [stack[-1].cycle]
+        self._kept = [*sorted(inner), stack[-1].cycle]
         self._ends = [clusters(inner[cycle]) for cycle in self._kept[:-1]] + [clusters(self._size)]
         self._reader: ChainReader | None = None
         self._sides: list[SideFile] = []
@@ -136,8 +136,8 @@ class Merge:
     def _oldest(self) -> int:
         return self._lower[-1].cycle if self._lower else 0
 
-    def steps(self) -> Iterator[int]:
-        """Bytes written so far, after every piece of work. Raises OSError, LayerDamaged. Closing it leaves the files."""
+    def steps(self) -> Generator[int, None, None]:
+        """Bytes written so far, after each piece of work. Raises OSError, LayerDamaged. Closing it leaves the files."""
         out, side_out = temporary_paths(self._layer)
         with ExitStack() as stack:
             self._open(stack)
@@ -221,7 +221,7 @@ class Merge:
                 writer.record_zeros(run)
                 self._zeros += run.count
         self._zero_runs += sorted(
-            ZeroRun(run.start, run.count, cycle) for cycle, indexes in zeros.items() for run in runs(indexes)
+            ZeroRun(run.start, run.end, cycle) for cycle, indexes in zeros.items() for run in runs(indexes)
         )
         return side_file.records(sorted([*self._copy(writer, newest), *self._copy(writer, older, mapped=False)]))
 
@@ -234,7 +234,7 @@ class Merge:
             for cluster, cycle, offset, length, value, _ in side.entries(start, end):
                 found.setdefault(cluster, []).append(_Version(cycle, source, offset, length, value))
             for run in side.zeros(start, end):
-                for cluster in range(run.start, run.start + run.count):
+                for cluster in range(run.start, run.end):
                     insort(found.setdefault(cluster, []), _zero(run.cycle), key=_cycle)
             if layer.size < before and layer.size % CLUSTER and start <= layer.size // CLUSTER < end:
                 self._cut(found.setdefault(layer.size // CLUSTER, []), layer)
@@ -323,7 +323,10 @@ class Merge:
             if source == _MADE:
                 parts.append(self._made[offset])
                 continue
-            while place < len(versions) and (versions[place].source, versions[place].offset) == (source, offset + length):
+            while place < len(versions) and (versions[place].source, versions[place].offset) == (
+                source,
+                offset + length,
+            ):
                 length += versions[place].length
                 place += 1
             part = os.pread(self._fds[source], length, offset)

@@ -206,7 +206,7 @@ class Receiving:
         writer, layer = part.writer, part.path.with_suffix("")
         writer.finish(parent.file if parent else None)
         zero_runs = [run for entry in self._entries(position) for run in entry.zero_runs] if parent else []
-        dated = [side_file.ZeroRun(run.start, run.count, self.header.number) for run in sorted(zero_runs)]
+        dated = [side_file.ZeroRun(run.start, run.end, self.header.number) for run in sorted(zero_runs)]
         digest = side_file.write(side_file.side_path(layer), writer.size, self._records(position), dated)
         part.path.rename(layer)
         files.sync_directory(layer.parent)

@@ -17,8 +17,8 @@ from hyperv_host_agent.store import files, rules
 from hyperv_host_agent.store.base import AwaitedSeed, BadBatch, StoreDamaged
 from hyperv_host_agent.store.formats import side_file
 from hyperv_host_agent.store.formats.qcow2_writer import LayerWriter
-from hyperv_host_agent.store.manifests import DiskRef, LayerRef, Manifest
-from hyperv_host_agent.store.merging import MERGED
+from hyperv_host_agent.store.manifests import LayerRef, Manifest, layer_cycle, layer_name
+from hyperv_host_agent.store.merging import temporary_paths
 from hyperv_host_agent.store.wanted import minus
 from twinsite.digest import FINGERPRINT_BYTES
 from twinsite.extents import CLUSTER, Run, clusters
@@ -148,9 +148,9 @@ def _fitting(batch: Batch, end: int) -> Batch:
     )
 
 
-def shrank(disk: DiskRef) -> bool:
+def shrank(chain: Sequence[LayerRef]) -> bool:
     """Whether the disk ended inside a cluster after it shrank: joining such layers reads the base under them."""
-    sizes = [layer.size for layer in disk.layers]
+    sizes = [layer.size for layer in chain]
     return any(upper < lower and upper % CLUSTER for lower, upper in pairwise(sizes))
 
 
@@ -165,7 +165,7 @@ class _Base:
         self.layer = layer
         self.reached = -1
         side = side_file.side_path(layer)
-        self.out, self.side_out = layer.with_name(layer.name + MERGED), side.with_name(side.name + MERGED)
+        self.out, self.side_out = temporary_paths(layer)
         self.records = side.with_name(side.name + RECORDS)
         self.fd = self.records_fd = -1
         self.records_end = 0
@@ -178,7 +178,10 @@ class _Base:
 
     def put(self, batch: Batch) -> None:
         self.writer.write(batch.payload)
-        records = side_file.records(batch.clusters, batch.fingerprints)
+        arrived = side_file.arrived(
+            layer_cycle(self.layer.name), batch.clusters, batch.lengths, self.writer.position, batch.fingerprints
+        )
+        records = side_file.records(arrived)
         files.write_all(self.records_fd, records, self.records_end)
         self.writer.record(batch.clusters, batch.lengths)
         self.records_end += len(records)
@@ -189,7 +192,14 @@ class _Base:
         writer.finish(None)
         digest = side_file.write(self.side_out, writer.size, self._records(), ())
         files.sync_directory(self.out.parent)
-        return LayerRef(self.layer.name, writer.size, writer.data_clusters, writer.position - CLUSTER, digest)
+        return LayerRef(
+            file=self.layer.name,
+            backing=None,
+            size=writer.size,
+            clusters=writer.data_clusters,
+            stored_bytes=writer.position - CLUSTER,
+            digest=digest,
+        )
 
     def close(self) -> None:
         for fd in (self.fd, self.records_fd):
@@ -220,7 +230,7 @@ class Seeding:
         self._awaited = of(placeholder)
         try:
             for disk in placeholder.disks:
-                layer = directory / disk.geometry.id / disk.layers[0].file
+                layer = directory / disk.geometry.id / layer_name(disk.at)
                 self._bases.append(_Base(layer, disk.geometry.size))
         except OSError:
             self.drop()

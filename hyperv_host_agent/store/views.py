@@ -25,9 +25,7 @@ def view_name(at: int) -> str:
     return f"{at:06}.view.qcow2"
 
 
-def build(
-    directory: Path, stack: Sequence[LayerRef], at: int, size: int, room: Callable[[int], None]
-) -> None:
+def build(directory: Path, stack: Sequence[LayerRef], at: int, size: int, room: Callable[[int], None]) -> None:
     """Make the view of a disk of `size` bytes as of cycle `at`, durably, in place of one that is there.
 
     `room` is asked before so many bytes are written and raises NoSpace. Raises LayerDamaged, OSError; nothing stays.

@@ -45,10 +45,10 @@ class Entry(NamedTuple):
 
 
 class ZeroRun(NamedTuple):
-    """Clusters that read zeros from a cycle on."""
+    """Clusters `start` up to `end` that read zeros from a cycle on."""
 
     start: int
-    count: int
+    end: int
     cycle: int
 
 
@@ -108,7 +108,7 @@ class SideWriter:
         count, run_count = (self._end + len(self._buffer)) // _RECORD.size, 0
         for run in zero_runs:
             for piece in _pieces(run):
-                self.add(_RUN.pack(*piece))
+                self.add(_RUN.pack(piece.start, piece.end - piece.start, piece.cycle))
                 run_count += 1
         self.add(_TRAILER.pack(size, count, run_count, _MAGIC))
         self._flush()
@@ -163,7 +163,9 @@ class SideFile:
         last = self._before(end, 0, _RECORD.size, self._count) * _RECORD.size
         step = _BUFFER // _RECORD.size * _RECORD.size
         for at in range(first, last, step):
-            for cluster, cycle, offset, length, fingerprint in _RECORD.iter_unpack(self._map[at : min(at + step, last)]):
+            for cluster, cycle, offset, length, fingerprint in _RECORD.iter_unpack(
+                self._map[at : min(at + step, last)]
+            ):
                 yield Entry(cluster, cycle, offset, length & ~_MAPPED, fingerprint, length >= _MAPPED)
 
     def zeros(self, start: int = 0, end: int = NEWEST) -> Iterator[ZeroRun]:
@@ -175,7 +177,7 @@ class SideFile:
                 break
             first, last = max(start, run_start), min(end, run_start + count)
             if first < last:
-                yield ZeroRun(first, last - first, cycle)
+                yield ZeroRun(first, last, cycle)
 
     def at(self, cycle: int, start: int, end: int) -> dict[int, Entry]:
         """By cluster, what the layer says of it at a cycle: its newest frame up to then, or that it is zero."""
@@ -185,7 +187,7 @@ class SideFile:
                 found[entry.cluster] = entry
         for run in self.zeros(start, end):
             if run.cycle <= cycle:
-                for cluster in range(run.start, run.start + run.count):
+                for cluster in range(run.start, run.end):
                     held = found.get(cluster)
                     if held is None or held.cycle < run.cycle:
                         found[cluster] = Entry(cluster, run.cycle, 0, 0, ZERO_FINGERPRINT)
@@ -208,8 +210,8 @@ class SideFile:
 
 def _pieces(run: ZeroRun) -> Iterator[ZeroRun]:
     """The run, cut at multiples of WINDOW."""
-    start, end = run.start, run.start + run.count
-    while start < end:
-        stop = min(end, (start // WINDOW + 1) * WINDOW)
-        yield ZeroRun(start, stop - start, run.cycle)
+    start = run.start
+    while start < run.end:
+        stop = min(run.end, (start // WINDOW + 1) * WINDOW)
+        yield ZeroRun(start, stop, run.cycle)
         start = stop

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from bisect import bisect_left
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,7 +89,9 @@ def test_a_flipped_bit_in_a_document_is_named_and_nothing_is_removed(rig: ChainR
     garbage = rig.root / VM / "disk-a" / "000009.qcow2"
     path = rig.root / VM / name
     if name == "merge.json":
-        path.write_bytes(merging.Intent("disk-a", ("000001.qcow2",), replica._layers("disk-a")[0]).encode())
+        path.write_bytes(
+            merging.Intent("disk-a", ("000001.qcow2",), replica._catalog.chains.disks["disk-a"][0]).encode()
+        )
     document = path.read_bytes()
     for offset in range(0, len(document), max(1, len(document) // 40)):
         path.write_bytes(document)
@@ -221,32 +224,49 @@ def test_a_reader_that_is_open_does_not_notice_a_merge(rig: ChainRig):
         assert [first, *fingerprints] == list(replica.fingerprints("disk-a", 0, 20))
 
 
-def test_a_year_of_cycles_stays_shallow_and_copies_each_byte_seldom():
-    """Sizes only: 30-second cycles, hourly points for a day, then daily ones."""
-    sizes: list[tuple[str, int]] = [("000001.qcow2", 1 << 30)]
+def test_a_week_of_cycles_stays_shallow_and_copies_each_byte_seldom_however_many_points_are_kept():
+    """Sizes only: 30-second cycles, all of the last hour kept, then hourly ones."""
+    chain: list[tuple[int, int]] = [(1, 1 << 30)]  # newest cycle, bytes
     copied = written = 0
     for number in range(2, 12_000):
-        sizes.append((f"{number:06}.qcow2", 1 << 20))
+        chain.append((number, 1 << 20))
         written += 1 << 20
-        hourly = {f"{hour * 120:06}.qcow2" for hour in range(number // 120 - 23, number // 120 + 1)}
-        plan = [merge_plan.Candidate(file, size, file in hourly or file == sizes[-1][0], False) for file, size in sizes]
+        kept = [*range(120, number - 120, 120), *range(max(1, number - 120), number + 1)]
+        plan = [
+            merge_plan.Candidate(
+                f"{cycle:06}.qcow2",
+                size,
+                needed=above is None or bisect_left(kept, cycle) < bisect_left(kept, above),
+            )
+            for (cycle, size), above in zip(chain, [*(cycle for cycle, _ in chain[1:]), None], strict=True)
+        ]
         for group in merge_plan.groups(plan):
-            start = next(at for at, (file, _) in enumerate(sizes) if file == group[0])
-            total = sum(size for _, size in sizes[start : start + len(group)])
+            start = next(at for at, layer in enumerate(plan) if layer.file == group[0])
+            joined = [(int(file[:6]), next(x.stored_bytes for x in plan if x.file == file)) for file in group]
+            inside = sum(start and chain[0][0] < point <= joined[-1][0] for point in kept)
+            total = min(sum(size for _, size in joined), (1 << 30) * (1 + inside))
             copied += total
-            sizes[start : start + len(group)] = [(group[-1], min(total, 1 << 30))]
-        assert len(sizes) <= 45
+            first = next(at for at, (cycle, _) in enumerate(chain) if cycle == joined[0][0])
+            chain[first : first + len(group)] = [(joined[-1][0], total)]
+        assert len(chain) <= merge_plan.MOST
     assert copied < 12 * written
 
 
-def test_a_group_never_ends_below_a_point_nor_touches_a_pinned_layer():
-    chain = [merge_plan.Candidate(f"{n:06}.qcow2", 100, n in {20, 30, 40}, n <= 20) for n in range(1, 41)]
+def test_no_group_touches_a_layer_in_use():
+    chain = [merge_plan.Candidate(f"{n:06}.qcow2", 100, pinned=n in {7, 20}) for n in range(1, 41)]
     planned = merge_plan.groups(chain)
     assert planned
     for group in planned:
-        inner = {int(file[:6]) for file in group[:-1]}
-        assert not inner & {20, 30, 40}
-        assert min(inner) > 20
+        numbers = [int(file[:6]) for file in group]
+        assert numbers == list(range(numbers[0], numbers[-1] + 1))
+        assert not {7, 20} & {*numbers}
+
+
+def test_layers_that_nobody_needs_apart_become_one_and_a_pack_with_much_that_is_dead_is_rewritten():
+    chain = [merge_plan.Candidate(f"{n:06}.qcow2", 100, needed=n > 6) for n in range(1, 9)]
+    assert merge_plan.groups(chain) == [tuple(f"{n:06}.qcow2" for n in range(1, 8))]
+    chain = [merge_plan.Candidate(f"{n:06}.qcow2", 100, dead_bytes=10 * n) for n in range(1, 5)]
+    assert merge_plan.groups(chain) == [("000004.qcow2",), ("000003.qcow2",)]
 
 
 def test_closing_stops_a_merge(rig: ChainRig):
