@@ -122,6 +122,7 @@ class FakeSite:
     hosts: dict[str, FakeHost] = field(default_factory=dict)
     ledger: dict[str, Answer] = field(default_factory=dict)  # id → result; None while it runs
     stored: set[str] = field(default_factory=set)
+    samples_stored: list[tuple[str, int]] = field(default_factory=list)  # host id, batch id
     cancelled: list[str] = field(default_factory=list)
     assignments: dict[str, types_pb2.Assignments] = field(default_factory=dict)
     versions: list[tuple[str, int]] = field(default_factory=list)  # as they arrived
@@ -192,6 +193,8 @@ class FakeSite:
                 self.versions.append((message.assignments.host_id, message.assignments.version))
             case "result_stored":
                 self.stored.add(message.result_stored.id)
+            case "samples_stored":
+                self.samples_stored.append((message.samples_stored.host_id, message.samples_stored.id))
             case "cancel":
                 self.cancelled.append(message.cancel.id)
                 if self.ledger.get(message.cancel.id) is None:
@@ -264,6 +267,11 @@ class FakeSite:
             **fields,  # type: ignore[arg-type]  # the test's own
         )
         self.send(link_pb2.FromProvider(statistics=link_pb2.Statistics(statuses=[status])))
+
+    def samples(self, host: FakeHost, batch_id: int, *samples: types_pb2.Sample) -> None:
+        """A batch of what the host measured."""
+        batch = link_pb2.HostSamples(host_id=host.id, id=batch_id, samples=samples)
+        self.send(link_pb2.FromProvider(samples=batch))
 
     def assigned(self, host: FakeHost, vm_id: str) -> types_pb2.Assignment | None:
         assignments = self.assignments.get(host.id, types_pb2.Assignments()).assignments
