@@ -150,6 +150,7 @@ async def _serving(
                     targets.run(),
                     inventory.run(),
                     sources.power_on(assignments),
+                    sources.take_turns(),
                     sampling.run(),
                     membership.keep(),
                     link.run(),

@@ -27,6 +27,7 @@ from hyperv_host_agent.settings import TransferSettings
 from hyperv_host_agent.spool import Memory
 from hyperv_host_agent.store.rules import check_id
 from hyperv_host_agent.transfer import Means, Order, Transfer
+from hyperv_host_agent.turns import Turns
 from twinsite import files, status
 from twinsite.api.types.v1 import types_pb2
 from twinsite.clock import Clock
@@ -78,7 +79,7 @@ class Sources:
         self._group = group
         self._compressors = Compressors(settings.compressors)
         self._pacing = Pacing([rate.rule() for rate in settings.rates], clock)
-        self._copies = asyncio.Semaphore(settings.copies)
+        self._turns = Turns(cycles=settings.concurrency, copies=settings.copies, clock=clock)
         self._spool_memory = Memory(settings.spool_memory_bytes)
         self._running: dict[str, _Source] = {}
         self._changing = asyncio.Lock()
@@ -103,6 +104,10 @@ class Sources:
             folder = self._folder / check_id("VM", vm_id)
             await blocking.finish(self._forget, vm_id, folder)
         self._outbox.forget(vm_id)
+
+    async def take_turns(self) -> None:
+        """Learns how many cycles at a time are best. Runs for ever."""
+        await self._turns.run()
 
     async def power_on(self, assignments: Assignments) -> None:
         """After a restart of the host: starts the VMs it owns, once it is certain that it does. Runs for ever."""
@@ -190,7 +195,7 @@ class Sources:
             peer=Peer(self._membership, assignment.peer_host_id, assignment.peer_address, self._clock),
             pacer=pacer,
             describe=lambda: to_proto(self._hypervisor.machine(vm_id)),
-            copies=self._copies,
+            turns=self._turns,
             spool_folder=self._spool_folder,
             spool_memory=self._spool_memory,
             clock=self._clock,

@@ -69,6 +69,7 @@ from hyperv_host_agent.replication.sending import (
     Woke,
 )
 from hyperv_host_agent.spool import Memory, Spool
+from hyperv_host_agent.turns import Turns
 from twinsite import files, retry
 from twinsite.api.types.v1 import types_pb2
 from twinsite.clock import Clock
@@ -125,7 +126,7 @@ class Means:
     peer: Peer
     pacer: Pacer
     describe: Callable[[], types_pb2.Machine]  # blocking
-    copies: asyncio.Semaphore  # shared by all VMs: whole copies at one time
+    turns: Turns  # of all VMs of the host
     spool_folder: Path
     spool_memory: Memory
     clock: Clock
@@ -246,6 +247,7 @@ class _Life:
         self._sender = sender
         self._group = group
         self._compression = compression
+        self._turn = means.turns.of(means.vm_id, lambda turn: self.put(TurnGiven(turn)))
         self._work = Work()  # of the cycle, or of a part of the copy
         self._way = 0.0  # seconds its messages were held up
         self._order = order
@@ -291,6 +293,7 @@ class _Life:
         return True
 
     async def release(self) -> None:
+        self._turn.close()
         if self._stream is not None:
             self._stream.cancel()
         await self._reader.stop()
@@ -305,10 +308,10 @@ class _Life:
                 await asyncio.to_thread(files.replace, self._means.folder / STATE_FILE, stored.dump(state))
             case AskTarget():
                 self._group.create_task(self._ask_target())
-            case AskTurn(turn):
-                self.put(TurnGiven(turn))
+            case AskTurn():
+                self._turn.ask(action)
             case EndTurn():
-                pass  # every VM has its turn at once
+                self._turn.end()
             case FetchIndex(committed):
                 self._group.create_task(self._fetch(committed))
             case AskSource():
@@ -483,25 +486,22 @@ class _Life:
         copy = order.header.kind is not Kind.DELTA
         capped = self._means.pacer.seconds
         try:
-            async with self._means.copies if copy else contextlib.nullcontext():
-                sending = await self._means.peer.send(
-                    order.stream, order.header, order.resume_after, self._order().grant
-                )
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        beside = [
-                            group.create_task(self._write(sending, outgoing)),
-                            group.create_task(sending.watch()),
-                        ]
-                        async for ack in sending.acks():
-                            if isinstance(ack, CommitAcked):
-                                ack = replace(ack, cap_seconds=self._means.pacer.seconds - capped)  # noqa: PLW2901
-                                self._learn(beside=copy)
-                            self.put(ack)
-                        for task in beside:
-                            task.cancel()
-                finally:
-                    sending.cancel()
+            sending = await self._means.peer.send(order.stream, order.header, order.resume_after, self._order().grant)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    beside = [
+                        group.create_task(self._write(sending, outgoing)),
+                        group.create_task(sending.watch()),
+                    ]
+                    async for ack in sending.acks():
+                        if isinstance(ack, CommitAcked):
+                            ack = replace(ack, cap_seconds=self._means.pacer.seconds - capped)  # noqa: PLW2901
+                            self._learn(beside=copy)
+                        self.put(ack)
+                    for task in beside:
+                        task.cancel()
+            finally:
+                sending.cancel()
         except* TwinsiteError as errors:
             self.put(StreamLost(order.stream, typed(errors)))
 
@@ -515,6 +515,7 @@ class _Life:
             started = self._means.clock.monotonic()
             await self._means.pacer.through(len(message))
             await sending.write(message, sequence)
+            self._turn.moved(len(message))
             self._way += self._means.clock.monotonic() - started
 
 
