@@ -81,7 +81,9 @@ class Duration(click.ParamType[int]):
 DURATION = Duration()
 
 _GLOBAL = (
-    click.option("-o", "--output", "form", type=click.Choice(["table", "json", "name"]), help="Form of the data."),
+    click.option(
+        "-o", "--output", "form", type=click.Choice(["table", "json", "csv", "name"]), help="Form of the data."
+    ),
     click.option("-q", "--quiet", is_flag=True, default=None, help="No messages on stderr but errors."),
     click.option("--ascii", "ascii_only", is_flag=True, default=None, help="No glyphs."),
     click.option("--no-input", is_flag=True, default=None, envvar="TWINSITE_NO_INPUT", help="Never ask."),

@@ -1,5 +1,6 @@
 """What goes to stdout and stderr, and in which form. stdout is data; everything else is stderr."""
 
+import csv
 import json
 import os
 import sys
@@ -31,13 +32,17 @@ _GLYPHS: Final = {
 class Output:
     """The form asked for by the global flags."""
 
-    form: str = "table"  # table | json | name
+    form: str = "table"  # table | json | csv | name
     quiet: bool = False
     ascii: bool = False
 
     @property
     def json(self) -> bool:
         return self.form == "json"
+
+    @property
+    def csv(self) -> bool:
+        return self.form == "csv"
 
     def health(self, word: str) -> str:
         """Glyph and word, never colour alone."""
@@ -49,12 +54,15 @@ class Output:
     def items(
         self, kind: str, messages: "Sequence[Message]", columns: Sequence[str], rows: Iterable[Sequence[str]]
     ) -> None:
-        """A list: a table for people, an object with `items` for scripts, or one name a line."""
+        """A list: a table for people, an object with `items` for scripts, the table as CSV, or one name a line."""
         if self.json:
             from twinsite.cli.plain import to_plain
 
             items = [to_plain(message) for message in messages]
             emit({"apiVersion": API_VERSION, "kind": kind, "metadata": {"continue": None}, "items": items})
+            return
+        if self.csv:
+            emit_csv(columns, rows)
             return
         lines = [[cell or "<none>" for cell in row] for row in rows]
         if self.form == "name":
@@ -64,8 +72,12 @@ class Output:
         if not lines:
             self.note(f"no {columns[0].lower()} found")
             return
+        self.table(columns, lines)
+
+    def table(self, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+        """Aligned, for people; at least one line."""
         widths = [max(len(column), *(len(line[at]) for line in lines)) for at, column in enumerate(columns)]
-        for line in (list(columns), *lines):
+        for line in (columns, *lines):
             click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
     def one(self, kind: str, message: "Message", facts: Iterable[tuple[str, str]]) -> None:
@@ -78,7 +90,13 @@ class Output:
         shown = [(name, value) for name, value in facts if value]
         if self.form == "name":
             click.echo(shown[0][1])
-            return
+        elif self.csv:
+            emit_csv(("NAME", "VALUE"), shown)
+        else:
+            self.facts(shown)
+
+    def facts(self, shown: Sequence[tuple[str, str]]) -> None:
+        """Names and values, aligned, for people."""
         width = max(len(name) for name, _ in shown) + 2
         for name, value in shown:
             click.echo(f"{name + ':':<{width}}{value}")
@@ -96,6 +114,13 @@ class Output:
 
 def emit(value: dict[str, Any]) -> None:
     click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def emit_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A head line of lower-case names, then a line for each row (RFC 4180)."""
+    writer = csv.writer(sys.stdout)
+    writer.writerow([column.lower() for column in columns])
+    writer.writerows(rows)
 
 
 def age(instant: "Timestamp", now: float) -> str:

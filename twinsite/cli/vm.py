@@ -5,7 +5,7 @@ import click
 from twinsite import units
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.api.types.v1 import types_pb2
-from twinsite.cli import confirm, protection, verify
+from twinsite.cli import confirm, protection, stats, verify
 from twinsite.cli.command import Context, command
 from twinsite.cli.moment import MOMENT
 from twinsite.cli.output import age
@@ -15,6 +15,10 @@ from twinsite.cli.plain import enum_word
 @click.group()
 def vm() -> None:
     """VMs: protect, test, fail over."""
+
+
+vm.add_command(stats.stats)
+vm.add_command(stats.explain)
 
 
 @vm.command(name="list")
