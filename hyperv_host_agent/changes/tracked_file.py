@@ -12,6 +12,7 @@ from hyperv_host_agent.changes.change_map import ChangeMap, dirty_clusters, read
 from hyperv_host_agent.changes.disk import Disk
 from hyperv_host_agent.changes.durable import locked
 from hyperv_host_agent.changes.mapped_file import MapUnusable
+from hyperv_host_agent.changes.readers import Readers
 from hyperv_host_agent.changes.tracked_disks import (
     OWNER_LOCK,
     TRACKING,
@@ -149,9 +150,7 @@ class TrackedFileSource:
         self.vm_id = vm_id
         self._clock = clock or SystemClock()
         self._recover = recover
-        self._kept = contextlib.ExitStack()  # what is open for the fuzzy copy
-        self._kept_readers: dict[str, Disk] = {}
-        self._keeping = threading.Lock()
+        self._readers = Readers(lambda disk: open_disk(disk, False))  # of the fuzzy copy
         self._folder, self._geometry = folder, geometry
         self._open_disk, self._machine, self._owner, self._settled = open_disk, machine, owner, settled
         self._boot = boot or this_boot()
@@ -206,21 +205,14 @@ class TrackedFileSource:
         # Kept open until `rest`: a file that took its place meanwhile makes the next point doubtful, so that what was
         # read of this one is compared again.
         try:
-            with self._keeping:
-                if disk not in self._kept_readers:
-                    opened = self._kept.enter_context(contextlib.closing(self._open_disk(disk, False)))
-                    self._kept_readers[disk] = opened
-                kept = self._kept_readers[disk]
-            yield kept
+            with self._readers.using(disk) as file:
+                yield file
         except OSError as error:
-            with self._keeping:  # opened anew next time; closed only by `rest`, since another thread may be reading
-                self._kept_readers.pop(disk, None)
+            self.rest()
             raise SourceFailed(self.vm_id, disk, str(error)) from error
 
     def rest(self) -> None:
-        with self._keeping:
-            self._kept_readers.clear()
-            self._kept.close()
+        self._readers.rest()
 
     def disks(self) -> tuple[DiskGeometry, ...]:
         return tuple(self._geometry())
