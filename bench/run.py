@@ -9,6 +9,7 @@ BENCHMARKS = (
     "initial_copy --rate 1gbit",
     "layer_write",
     "delta",
+    "lost_tracking",
     "rpo",
     "memory",
 )

@@ -34,6 +34,7 @@ BATCH_BYTES: Final = 1 * MiB  # a batch is full with so many bytes of frames; on
 BATCH_CLUSTERS: Final = 512  # or when so many clusters were looked at
 AHEAD: Final = 6  # units on their way at one time
 PLANNED: Final = 1024  # units known ahead of being read
+COPY_PLANNED: Final = 64  # of a copy, whose units may get smaller while it runs
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
@@ -97,6 +98,8 @@ class _Way:
 
     units: Iterator[Unit]
     planned: deque[Unit] = field(default_factory=deque)
+    ended: bool = False  # all units are planned
+    window: int = PLANNED
     flying: deque[tuple[Unit, Future[Packed]]] = field(default_factory=deque)
 
 
@@ -140,13 +143,12 @@ class Reader:
         gathered: Packed | None = None
         work = Work()
         position, looked = order.position, 0
-        while way.flying:
+        while await self._ahead(way, disks):
             unit, flying = way.flying[0]
             if gathered is not None and unit.disk != gathered.disk:
                 break
             packed = await asyncio.wrap_future(flying)
             way.flying.popleft()
-            self._fill(way, disks)
             work.add(packed)
             looked += unit.count
             position = _after(disks, unit)
@@ -156,7 +158,7 @@ class Reader:
                 gathered.extend(packed)
             if gathered.frame_bytes >= self.batch_bytes or looked >= BATCH_CLUSTERS:
                 break
-        if not way.flying:
+        if not await self._ahead(way, disks):
             position = Position(len(disks), 0)
         self._copy = (order.header.id, order.stream, position, way)
         if gathered is None or not gathered.changed_clusters:
@@ -179,15 +181,10 @@ class Reader:
     async def _point(self, way: _Way, order: ReadPoint, spool: Spool, work: Work) -> tuple[Ready, ...]:
         made: list[Ready] = []
         gathered: Packed | None = None
-        await self._plan(way)
-        self._fill(way, order.header.disks)
-        while way.flying:
+        while await self._ahead(way, order.header.disks):
             unit, flying = way.flying.popleft()
             packed = await asyncio.wrap_future(flying)
             work.add(packed)
-            if len(way.planned) < AHEAD:
-                await self._plan(way)
-            self._fill(way, order.header.disks)
             if gathered is not None and gathered.disk != unit.disk:
                 await self._spool(gathered, order, spool, made)
                 gathered = None
@@ -241,20 +238,18 @@ class Reader:
             if (cycle, stream, position) == (order.header.id, order.stream, order.position):
                 return way
             await self.stop()
-        way = _Way(reading_plan.everything(order, self._read_then, self._unit))
-        self._fill(way, order.header.disks)
-        return way
+        return _Way(reading_plan.everything(order, self._read_then, self._unit, self._holes_then), window=COPY_PLANNED)
 
-    async def _plan(self, way: _Way) -> None:
-        """The source is asked for a bounded number of units, in its thread."""
-        way.planned.extend(await self.run(list, islice(way.units, PLANNED)))
-
-    def _fill(self, way: _Way, disks: tuple[DiskGeometry, ...]) -> None:
-        while len(way.flying) < AHEAD:
-            unit = way.planned.popleft() if way.planned else next(way.units, None)
-            if unit is None:
-                return
+    async def _ahead(self, way: _Way, disks: tuple[DiskGeometry, ...]) -> bool:
+        """Units are on their way, as many as may be; False: there are none left."""
+        if len(way.planned) < AHEAD and not way.ended:
+            more = await self.run(list, islice(way.units, way.window))  # what is a hole, the source says in its thread
+            way.planned.extend(more)
+            way.ended = len(more) < way.window
+        while len(way.flying) < AHEAD and way.planned:
+            unit = way.planned.popleft()
             way.flying.append((unit, self._compressors.pool.submit(self._pack, unit, disks[unit.disk].id)))
+        return bool(way.flying)
 
     def _pack(self, unit: Unit, disk: str) -> Packed:
         started = time.monotonic()
@@ -282,10 +277,18 @@ class Reader:
     def _read_then(self, disk: str, run: Run) -> bytes | None:
         """What a copy takes of the run now; a disk that shrank or went since the copy began holds zeros there."""
         there = Run(run.start, min(run.end, self._ends.get(disk, 0)) - run.start)
-        if there.count <= 0 or list(self.source.holes_now(disk, there)) == [there]:
+        if there.count <= 0:
             return None
         content = self.source.read_now(disk, there)
         return content if there == run else bytes(content).ljust(run.count * CLUSTER, b"\0")
+
+    def _holes_then(self, disk: str, run: Run) -> Iterator[Run]:
+        """Holes of a disk that is being copied; where it has no clusters any more is one."""
+        there = max(run.start, min(run.end, self._ends.get(disk, 0)))
+        if there > run.start:
+            yield from self.source.holes_now(disk, Run(run.start, there - run.start))
+        if there < run.end:
+            yield Run(there, run.end - there)
 
 
 async def _landed(way: _Way) -> None:

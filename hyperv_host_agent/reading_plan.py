@@ -3,10 +3,13 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from hyperv_host_agent.changes.base import SourcePoint
 from hyperv_host_agent.replication.sending import ReadPoint, ReadSlice
 from twinsite.extents import Run, clusters
+
+HOLE_CLUSTERS: Final = 4096  # handled at once: 256 MiB; what of it is sent as zeros fits a batch in any pattern
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +30,23 @@ class Unit:
         return sum(run.count for run in self.runs)
 
 
-def everything(order: ReadSlice, read: Callable[[str, Run], bytes | None], most: Callable[[], int]) -> Iterator[Unit]:
-    """What is left of a copy, in units of `most()` clusters."""
+def everything(
+    order: ReadSlice,
+    read: Callable[[str, Run], bytes | None],
+    most: Callable[[], int],
+    holes: Callable[[str, Run], Iterator[Run]],
+) -> Iterator[Unit]:
+    """What is left of a copy, in units of `most()` clusters. What is written to a hole later, a later cycle brings."""
     start = order.position.cluster
     for number in range(order.position.disk, len(order.header.disks)):
         disk = order.header.disks[number]
-        end, compare = clusters(disk.size), order.suppress and disk.id not in order.whole
-        while start < end:
-            run = Run(start, min(most(), end - start))
-            start = run.end
-            yield Unit(number, (run,), read, compare)
+        left, compare = Run(start, clusters(disk.size) - start), order.suppress and disk.id not in order.whole
+        for run, _, hole in _split([(left, False)] if left.count > 0 else [], holes(disk.id, left)):
+            at = run.start
+            while at < run.end:
+                piece = Run(at, min(HOLE_CLUSTERS if hole else most(), run.end - at))
+                at = piece.end
+                yield Unit(number, (piece,), _nothing if hole else read, compare)
         start = 0
 
 
@@ -49,13 +59,16 @@ def changes(point: SourcePoint, order: ReadPoint, most: int) -> Iterator[Unit]:
         if disk.id in order.whole:
             dirty, lacking = (), [Run(0, end)]
         gathered: list[Run] = []
+        count = 0
         kind = False, False
         for run, forced, hole in _split(_marked(dirty, lacking), point.holes(disk.id)):
-            for piece in _pieces(run, most):
-                if gathered and (kind != (forced, hole) or sum(one.count for one in gathered) + piece.count > most):
+            limit = HOLE_CLUSTERS if hole else most
+            for piece in _pieces(run, limit):
+                if gathered and (kind != (forced, hole) or count + piece.count > limit):
                     yield _unit(number, gathered, kind, point, order)
-                    gathered = []
+                    gathered, count = [], 0
                 gathered.append(piece)
+                count += piece.count
                 kind = forced, hole
         if gathered:
             yield _unit(number, gathered, kind, point, order)
