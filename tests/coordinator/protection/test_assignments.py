@@ -61,7 +61,7 @@ async def test_a_grown_disk_and_a_new_name_reach_both_hosts(sites: Scene):
         return dict(grant.disks)[sites.vm.disks[1].id] == 7 * GIB and grant.vm_name == "web02"
 
     await until(granted)
-    assert sites.a.assigned(sites.source, sites.vm.id).vm_name == "web02"
+    await until(lambda: sites.a.assigned(sites.source, sites.vm.id).vm_name == "web02")
     assert (await sites.audited("vm.renamed"))[0]["from"] == "web01"
     assert (await sites.show()).name == "web02"
 
