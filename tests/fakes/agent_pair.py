@@ -51,7 +51,7 @@ class Pair:
     target: app.Agent
     hypervisor: MemoryHypervisor  # of the source
     there: MemoryHypervisor  # of the target
-    restart_target: Callable[[], Awaitable[None]] = _never
+    restart_target: Callable[..., Awaitable[None]] = _never
     restart_source: Callable[..., Awaitable[None]] = _never
 
     def add(self, machine: MachineSpec, data: dict[str, bytes]) -> MemoryChangeSource:
@@ -155,12 +155,14 @@ async def pair(
         source = await start("a1", hypervisor=here, transfer=transfer)
         two = Pair(provider, source, target, here, there)
 
-        async def restart_target() -> None:
+        async def restart_target(*, meanwhile: Callable[[], object] = bool) -> None:
             await agents["b1"].aclose()
+            meanwhile()
             two.target = await start("b1", hypervisor=there, store=store, listen=two.target.address)
 
-        async def restart_source(*, connect: bool = True) -> None:
+        async def restart_source(*, connect: bool = True, meanwhile: Callable[[], object] = bool) -> None:
             await agents["a1"].aclose()
+            meanwhile()
             for machine in here.machines():
                 here.change_source(machine.spec.id).restart()
             two.source = await start("a1", hypervisor=here, transfer=transfer, connect=connect)

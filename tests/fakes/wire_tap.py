@@ -13,6 +13,7 @@ class WireTap:
         self._server: asyncio.Server | None = None
         self.address = ""
         self.sent = 0  # bytes from whoever connects
+        self.received = 0  # and to it
         self.open = True  # False: connections are refused at once
         self.on_bytes: Callable[[], None] = lambda: None
 
@@ -44,7 +45,9 @@ class WireTap:
             while data := await reader.read(65536):
                 if count:
                     self.sent += len(data)
-                    self.on_bytes()
+                else:
+                    self.received += len(data)
+                self.on_bytes()
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()
