@@ -235,9 +235,9 @@ async def _verify(context: TaskContext) -> None:
             facts={"damaged": str(found.damaged_clusters), "repaired": str(found.repaired_clusters)},
             now=context.clock.now(),
         )
-    if found.damaged_clusters > found.repaired_clusters:
-        left = found.damaged_clusters - found.repaired_clusters
-        await context.warn(DamageRemains(item.vm_name, left, found.wanted_clusters, repair=order.repair))
+    if found.damaged_clusters:
+        left, asked = found.damaged_clusters, found.wanted_clusters
+        await context.warn(DamageRemains(item.vm_name, left, asked, repair=order.repair))
 
 
 def _damage(one: commands_pb2.Damage) -> dict[str, JSON]:

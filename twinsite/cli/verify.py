@@ -58,7 +58,7 @@ def _show(context: Context, result: dict[str, str]) -> None:
         columns = ("FILE", "CLUSTER", "PROBLEM", "STATE", "POINTS", "DISK")
         context.output.items("DamageList", messages, columns, rows)
     counts = {name: int(result[f"{name}_clusters"]) for name in ("damaged", "repaired", "wanted")}
-    more = f", {len(damage)} of them shown" if len(damage) < counts["damaged"] else ""
-    found = f"{counts['damaged']} damaged clusters{more}, {counts['repaired']} repaired"
+    shown = f", {len(damage)} of them shown" if len(damage) < counts["damaged"] + counts["repaired"] else ""
+    found = f"{counts['damaged']} clusters are damaged, {counts['repaired']} were repaired{shown}"
     asked = f", {counts['wanted']} asked of the source" if counts["wanted"] else ""
     context.output.note(f"{units.size(int(result['checked_bytes']))} checked: {found}{asked}")

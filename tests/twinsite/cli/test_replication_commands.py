@@ -301,7 +301,7 @@ def test_damage_is_a_table_and_exit_3(twinsite, fake):
     assert ended.out.splitlines()[1].split() == [
         "000041.qcow2", "7", "fingerprint", "differs", "damaged", "41,42", "0f6e0000",
     ]  # fmt: skip
-    assert "1 damaged clusters" in ended.err
+    assert "1 clusters are damaged" in ended.err
     assert fake.requests("Machines.Verify")[0].repair
     lines = [json.loads(line) for line in twinsite("vm", "verify", "web01", "-o", "json").out.splitlines()]
     assert json.loads(lines[-1]["job"]["result"]["damage"]) == [DAMAGE]
@@ -313,7 +313,7 @@ def test_a_good_point_is_exit_0_with_what_was_read(twinsite, fake):
     fake.answers["Jobs.Show"] = found([], "succeeded")
     ended = twinsite("point", "verify", "web01", "41")
     assert ended.status == 0
-    assert "4.0 MiB checked: 0 damaged clusters" in ended.err
+    assert "4.0 MiB checked: 0 clusters are damaged" in ended.err
     assert fake.requests("Machines.Verify")[0].cycle == 41
     assert twinsite("point", "verify", "web01", "41", "--dry-run").status == 0
 
