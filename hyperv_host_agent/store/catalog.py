@@ -24,7 +24,7 @@ class Catalog:
                 raise StoreDamaged(vm_id, f"{name}/ is missing")
         self.manifests = manifests.load(directory, vm_id)
         self.chains = chains.load(directory, vm_id, self.manifests)
-        self._written = self.chains.through if (directory / chains.CHAINS).exists() else 0
+        self._written = 0  # the newest cycle whose layers the document of the chains is known to name
         newest = self.newest()
         if newest:
             # What is seen here is told to the source as committed, so it must be what a power loss leaves. A sync alone

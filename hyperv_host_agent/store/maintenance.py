@@ -33,20 +33,26 @@ class Maintenance:
         self._queue = [group for group in self._queue if self._possible(group)]
         if self._work and not self._possible(self._work.group):
             self.abandon()
-        if not self._queue and not self._work:
-            self._queue = self._plan()
         damaged: LayerDamaged | None = None
-        while (self._queue or self._work) and not (budget.exhausted or self._stop.is_set()):
+        failed: list[Group] = []
+        while not (budget.exhausted or self._stop.is_set()):
+            self._queue = self._queue or ([] if self._work else [x for x in self._plan() if x not in failed])
+            if not self._queue and not self._work:
+                break
             group = self._work.group if self._work else self._queue.pop(0)
             try:
                 if self._merge(group, budget):
                     report.merged.append(tuple(map(layer_cycle, group[1])))
             except NoSpace as error:
                 self.abandon()
+                failed.append(group)
                 report.no_room = report.no_room or error
             except LayerDamaged as error:
                 self.abandon()
+                failed.append(group)
                 damaged = damaged or error
+        if not self._queue and not self._work and (budget.exhausted or self._stop.is_set()):
+            self._queue = [x for x in self._plan() if x not in failed]
         report.left_bytes = sum(map(self._stored_bytes, self._queue)) + (self._work.left() if self._work else 0)
         if damaged:
             raise StoreDamaged(self._catalog.vm_id, str(damaged)) from damaged
