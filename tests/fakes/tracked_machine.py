@@ -11,15 +11,47 @@ from hyperv_host_agent.changes.durable import locked, safe_name
 from hyperv_host_agent.changes.tracked_disks import OWNER_LOCK, Owner, OwnerGone, TrackedDisks
 from hyperv_host_agent.changes.tracked_file import FilePoint, TrackedFileSource
 from hyperv_host_agent.replication.cycle import DiskGeometry
+from twinsite.clock import SystemClock
 from twinsite.units import GiB
+
+
+class SetClock(SystemClock):
+    """The system's clock, that a test sets."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0  # seconds
+        self.passed = 0.0  # seconds more than really did
+
+    def now(self) -> float:
+        return super().now() + self.passed + self.ahead
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.passed
+
+
+class TimedDisk(RawDisk):
+    """A file whose change times are those of a clock that is set: each change has the time of the moment it is seen."""
+
+    def __init__(self, path: Path, clock: SetClock, seen: dict[int, tuple[int, int]], *, writable: bool) -> None:
+        super().__init__(path, writable=writable)
+        self._clock, self._seen, self._inode = clock, seen, path.stat().st_ino
+
+    def changed_ns(self) -> int:
+        real = super().changed_ns()
+        if self._seen.get(self._inode, (0, 0))[0] != real:
+            self._seen[self._inode] = real, real + int((self._clock.passed + self._clock.ahead) * 1e9)
+        return self._seen[self._inode][1]
 
 
 class TrackedMachine:
     def __init__(self, folder: Path, disks: tuple[DiskGeometry, ...], *, boot: bytes = b"boot" * 4) -> None:
         self.folder, self.geometry, self.boot = folder, disks, boot
         self.scratch_limit = 4 * GiB
+        self.clock = SetClock()
+        self._changes: dict[int, tuple[int, int]] = {}
         self.guest: TrackedDisks | None = None
         self._running = contextlib.ExitStack()
+        folder.mkdir(exist_ok=True)
         for disk in disks:
             with self.path(disk.id).open("wb") as file:
                 file.truncate(disk.size)
@@ -30,7 +62,7 @@ class TrackedMachine:
         return self.folder / f"{safe_name(disk)}.raw"
 
     def open_disk(self, disk: str, writable: bool) -> Disk:
-        return RawDisk(self.path(disk), writable=writable)
+        return TimedDisk(self.path(disk), self.clock, self._changes, writable=writable)
 
     def new_source(self) -> TrackedFileSource:
         machine = self
@@ -49,6 +81,7 @@ class TrackedMachine:
             owner=self._owner,
             settled=lambda: True,
             boot=self.boot,
+            clock=self.clock,
         )
 
     def _owner(self) -> Owner:
@@ -63,6 +96,7 @@ class TrackedMachine:
             self.folder,
             {disk.id: self.open_disk(disk.id, True) for disk in self.geometry},
             boot=self.boot,
+            clock=self.clock,
             scratch_limit=self.scratch_limit,
         )
 
@@ -126,6 +160,23 @@ class TrackedMachine:
 
     def content(self, disk: str) -> bytes:
         return self.path(disk).read_bytes()
+
+    def set_clock(self, seconds: float) -> None:
+        """The host's clock jumps by that much; what was changed before keeps its time."""
+        for disk in self.geometry:
+            with contextlib.closing(self.open_disk(disk.id, False)) as opened:
+                opened.changed_ns()
+        self.clock.ahead += seconds
+
+    def killed_in_a_write(self, disk: str) -> None:
+        """SIGKILL between the change of the file and the note of it."""
+        assert self.guest is not None
+        assert self.guest._map is not None
+        disk_map = self.guest._map.disks[disk]
+        disk_map.active.set(0)
+        disk_map.write_begins()
+        self.edit_behind_its_back(disk)
+        self.kill()
 
     def edit_behind_its_back(self, disk: str) -> None:
         """The file is changed by somebody else, long enough after the last write for the file system's clock."""

@@ -1,9 +1,8 @@
 """Changes to disks in files: none is forgotten, and a point is one instant, whatever dies and whenever."""
 
 import random
-import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -222,83 +221,6 @@ def test_a_reader_that_died_costs_the_guest_no_more_copies(machine: TrackedMachi
     assert dirty(point, A) == {0}
 
 
-def copy_of(machine: TrackedMachine, to: Path) -> Path:
-    shutil.copytree(machine.folder, to)
-    return to
-
-
-def edited_while_stopped(machine: TrackedMachine) -> None:
-    machine.stop()
-    machine.edit_behind_its_back(B.id)
-
-
-def edited_after_a_kill(machine: TrackedMachine) -> None:
-    machine.kill()
-    machine.edit_behind_its_back(B.id)
-
-
-def replaced_by_an_equal_file(machine: TrackedMachine) -> None:
-    machine.stop()
-    path = machine.path(A.id)
-    shutil.copy2(path, path.with_suffix(".copy"))
-    path.with_suffix(".copy").rename(path)
-
-
-def host_crashed(machine: TrackedMachine) -> None:
-    machine.kill()
-    machine.boot = b"another boot id!"
-
-
-def map_deleted(machine: TrackedMachine) -> None:
-    machine.stop()
-    next((machine.folder / "tracking").glob("*.map")).unlink()
-
-
-def map_cut(machine: TrackedMachine) -> None:
-    machine.stop()
-    with next((machine.folder / "tracking").glob("*.map")).open("r+b") as file:
-        file.truncate(4096)
-
-
-@pytest.mark.parametrize(
-    "doubtful",
-    [edited_while_stopped, edited_after_a_kill, replaced_by_an_equal_file, host_crashed, map_deleted, map_cut],
-)
-def test_whatever_is_doubtful_is_lost_before_and_after_the_next_start(
-    machine: TrackedMachine, doubtful: Callable[[TrackedMachine], None]
-):
-    machine.start()
-    anchored(machine)
-    machine.write(A.id, 0, b"x")
-    doubtful(machine)
-    machine.source = machine.new_source()
-    assert machine.source.status()[1] is Tracking.LOST
-    machine.start()
-    assert machine.source.status() == (Anchor(1, name_of(1)), Tracking.LOST)
-    point = machine.source.open_point(2, name_of(2), consistency="crash")
-    assert point.tracking is Tracking.LOST
-    assert dirty(point, B) == set(range(12))
-    point.close()
-    machine.source.ack(2, name_of(2))
-    assert machine.source.status() == (Anchor(2, name_of(2)), Tracking.OK)
-
-
-def test_an_old_state_put_back_is_lost(machine: TrackedMachine, tmp_path_factory: pytest.TempPathFactory):
-    machine.start()
-    anchored(machine)
-    machine.stop()
-    backup = copy_of(machine, tmp_path_factory.mktemp("backup") / "vm")
-    machine.start()
-    machine.write(A.id, 0, b"later")
-    machine.source.open_point(2, name_of(2), consistency="crash").close()
-    machine.source.ack(2, name_of(2))
-    machine.stop()
-    for part in ("tracking", ""):  # the state alone, then everything
-        machine.restore_from(backup, part)
-        machine.source = machine.new_source()
-        assert machine.source.status() == (Anchor(1, name_of(1)), Tracking.LOST)
-
-
 def test_a_clean_stop_is_believed_after_a_restart_of_the_host(machine: TrackedMachine):
     machine.start()
     anchored(machine)
@@ -310,22 +232,6 @@ def test_a_clean_stop_is_believed_after_a_restart_of_the_host(machine: TrackedMa
     machine.start()
     point = machine.source.open_point(2, name_of(2), consistency="crash")
     assert (point.tracking, dirty(point, A)) == (Tracking.OK, {3})
-
-
-def test_a_kill_in_the_middle_of_a_write_keeps_tracking(machine: TrackedMachine):
-    # The bit is set and the write has reached the file, but the guest did not live to note that.
-    machine.start()
-    anchored(machine)
-    assert machine.guest is not None
-    assert machine.guest._map is not None
-    disk_map = machine.guest._map.disks[A.id]
-    disk_map.active.set(2)
-    disk_map.write_begins()
-    machine.edit_behind_its_back(A.id)
-    machine.kill()
-    machine.start()
-    point = machine.source.open_point(2, name_of(2), consistency="crash")
-    assert (point.tracking, dirty(point, A)) == (Tracking.OK, {2})
 
 
 def test_an_owner_that_does_not_answer_is_a_reason_to_try_later(
