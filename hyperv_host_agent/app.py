@@ -24,6 +24,10 @@ from hyperv_host_agent.recovery import Recovery
 from hyperv_host_agent.replicas import Replicas
 from hyperv_host_agent.sample_store import SampleStore
 from hyperv_host_agent.sampling import Sampling
+from hyperv_host_agent.seeds.exports import Exports
+from hyperv_host_agent.seeds.imports import Imports
+from hyperv_host_agent.seeds.old_keys import OldKeys
+from hyperv_host_agent.seeds.paths import Media, PathRules
 from hyperv_host_agent.settings import Settings
 from hyperv_host_agent.sources import Sources
 from hyperv_host_agent.store.base import ReplicaStore
@@ -66,6 +70,7 @@ async def agent(
     *,
     hypervisor: Hypervisor | None = None,
     store: ReplicaStore | None = None,
+    media: Media | None = None,
 ) -> AsyncIterator[Agent]:
     """The host agent serves while the block runs; on the first start it joins before that.
 
@@ -86,6 +91,7 @@ async def agent(
             journal,
             hypervisor or hypervisor_of(settings),
             store or ChainStore(settings.store, reserve=settings.store_reserve_bytes),
+            media or Media(),
         ) as serving:
             yield serving
     finally:
@@ -100,6 +106,7 @@ async def _serving(
     journal: Journal,
     hypervisor: Hypervisor,
     store: ReplicaStore,
+    media: Media,
 ) -> AsyncIterator[Agent]:
     state = settings.state
     outbox, replicas, promotions = Outbox(), Replicas(store), Promotions(state / "promotions")
@@ -134,8 +141,13 @@ async def _serving(
             preparation = Preparation(
                 hypervisor=hypervisor, replicas=replicas, sources=sources, targets=targets, promotions=promotions
             )
+            old_keys = OldKeys(state / "seed-keys", replicas)
+            membership.before_renewal(old_keys.replaced)
+            rules = PathRules((settings.vms, settings.store, state), media.surroundings)
+            exports = Exports(sources, membership, rules, clock, media.part_bytes)
+            imports = Imports(replicas, targets, membership, old_keys, rules)
             inventory = Inventory(membership, hypervisor, store, outbox, clock, address=lambda: address)
-            commands = Commands(journal, outbox, _handlers(recovery, preparation), inventory.look, group)
+            commands = Commands(journal, outbox, _handlers(recovery, preparation, exports, imports), inventory.look, group)
             assignments = _assignments(state, sources, targets, outbox)
             link = Link(
                 membership, clock=clock, outbox=outbox, commands=commands, assignments=assignments, sampling=sampling
@@ -192,7 +204,9 @@ def _assignments(state: Path, sources: Sources, targets: Targets, outbox: Outbox
     return Assignments(state, apply=apply, on_held=outbox.held)
 
 
-def _handlers(recovery: Recovery, preparation: Preparation) -> dict[str, Handler]:
+def _handlers(
+    recovery: Recovery, preparation: Preparation, exports: Exports, imports: Imports
+) -> dict[str, Handler]:
     return {
         "check_source": preparation.check_source,
         "prepare_replica": preparation.prepare_replica,
@@ -202,4 +216,6 @@ def _handlers(recovery: Recovery, preparation: Preparation) -> dict[str, Handler
         "test_cleanup": recovery.test_cleanup,
         "failover": recovery.failover,
         "stop_machine": recovery.stop_machine,
+        "seed_export": exports.seed_export,
+        "seed_import": imports.seed_import,
     }

@@ -44,6 +44,8 @@ class Call:
         self._say(CommandProgress(id=self.command.id, percent=percent, message=message))
 
 
+# Hours perhaps: a failover or the end of the protection does not wait for them.
+_BESIDE: Final = frozenset({"seed_export", "seed_import"})
 Handler = Callable[[Call], Awaitable[None]]
 
 
@@ -133,8 +135,10 @@ class Commands:
         if action is None or action not in self._handlers:
             raise UnknownAction
         order = getattr(call.command, action)
-        vm_id = order.machine.id if action == "prepare_replica" else order.vm_id
-        async with self._turns.setdefault(vm_id, asyncio.Lock()):
+        turn = order.machine.id if action == "prepare_replica" else order.vm_id
+        if action in _BESIDE:
+            turn = f"{turn} {action}"
+        async with self._turns.setdefault(turn, asyncio.Lock()):
             await self._handlers[action](call)
 
     async def _finish(self, call: Call) -> None:

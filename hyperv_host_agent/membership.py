@@ -6,6 +6,7 @@ repeated join; a renewal that was cut leaves the old certificate good for the ot
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -141,6 +142,7 @@ class Membership:
         self._directory = directory
         self._clock = clock
         self._fresh = asyncio.Event()
+        self._before: Callable[[Credentials], Awaitable[None]] | None = None
         self.watched = Watched(credentials)
 
     @property
@@ -166,6 +168,10 @@ class Membership:
     def peer(self, host_id: str) -> str:
         """The name a host of this vault must show."""
         return Identity("host", host_id, self.identity.vault).dns
+
+    def before_renewal(self, call: Callable[[Credentials], Awaitable[None]]) -> None:
+        """`call` with the present credentials each time before they are replaced, and their key with them."""
+        self._before = call
 
     async def renewed(self) -> None:
         """Returns after the next renewal."""
@@ -193,6 +199,8 @@ class Membership:
             response: pb.RenewHostResponse = await rpc.HostLinkStub(channel).Renew(
                 pb.RenewHostRequest(csr_der=keys.csr(key))
             )
+        if self._before is not None:
+            await self._before(old)
         fresh = Credentials.store(self._directory, key, response.chain_pem, response.roots_pem, old.meta)
         self.watched.replace(fresh)
         self._fresh.set()

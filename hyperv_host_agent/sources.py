@@ -26,7 +26,7 @@ from hyperv_host_agent.sampling import Sampling
 from hyperv_host_agent.settings import TransferSettings
 from hyperv_host_agent.spool import Memory
 from hyperv_host_agent.store.rules import check_id
-from hyperv_host_agent.transfer import Means, Order, Transfer
+from hyperv_host_agent.transfer import Means, Order, Seen, Transfer
 from hyperv_host_agent.turns import Turns
 from twinsite import files, status
 from twinsite.api.types.v1 import types_pb2
@@ -52,6 +52,16 @@ class _Source:
     assignment: types_pb2.Assignment
     task: asyncio.Task[None]
     transfer: Transfer | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ongoing:
+    """A replication that runs, for who reads the VM's disks beside it."""
+
+    reader: Reader
+    seen: Seen
+    vm_name: str
+    target_host: str
 
 
 class Sources:
@@ -108,6 +118,27 @@ class Sources:
     async def take_turns(self) -> None:
         """Learns how many cycles at a time are best. Runs for ever."""
         await self._turns.run()
+
+    def assigned(self, vm_id: str) -> bool:
+        """Whether the VM is to be replicated from here."""
+        source = self._running.get(vm_id)
+        return source is not None and not source.assignment.fenced
+
+    def ongoing(self, vm_id: str) -> Ongoing | None:
+        """None: it does not run now; it may in a moment."""
+        source = self._running.get(vm_id)
+        if source is None or source.transfer is None or source.task.done():
+            return None
+        assignment = source.assignment
+        return Ongoing(source.transfer.reader, source.transfer.seen, assignment.vm_name, assignment.peer_host_id)
+
+    def state_folder(self, vm_id: str) -> Path:
+        """What is kept of the VM's replication; removed when it is forgotten."""
+        return self._folder / check_id("VM", vm_id)
+
+    @property
+    def compressors(self) -> Compressors:
+        return self._compressors
 
     async def power_on(self, assignments: Assignments) -> None:
         """After a restart of the host: starts the VMs it owns, once it is certain that it does. Runs for ever."""

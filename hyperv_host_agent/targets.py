@@ -64,6 +64,11 @@ class Targets:
                 self._failed(vm_id, error)
             await self.refresh(vm_id)
 
+    def source_of(self, vm_id: str) -> str:
+        """The host it is replicated from; empty: nobody has said."""
+        assignment = self._assigned.get(vm_id)
+        return assignment.peer_host_id if assignment is not None else ""
+
     async def refresh(self, vm_id: str) -> None:
         """Tell the provider what the replica holds now."""
         try:
@@ -78,6 +83,7 @@ class Targets:
         shown = self._status(vm_id)
         shown.term = state.term
         shown.committed_cycle = state.committed.number if state.committed is not None else 0
+        shown.awaiting_seed = state.awaiting_seed
         recoverable = [point for point in points if point.recoverable]
         if recoverable:
             shown.committed_instant.CopyFrom(wire.timestamp(recoverable[-1].instant))

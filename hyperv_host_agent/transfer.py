@@ -161,6 +161,10 @@ class Transfer:
         self._compression = Compression(means.reader.threads)
         self._follow(order.policy)
 
+    @property
+    def reader(self) -> Reader:
+        return self._means.reader
+
     async def run(self) -> None:
         """Ends only when it is cancelled."""
         try:

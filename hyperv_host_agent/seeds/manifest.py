@@ -192,6 +192,12 @@ def folders(path: Path, vm_id: str) -> dict[bytes, Path]:
     return found
 
 
+def vm_of(path: Path) -> str:
+    """The VM whose seed a folder is by its name; empty: it is none."""
+    match = _FOLDER.fullmatch(path.name)
+    return match[1] if match else ""
+
+
 def read(folder: Path, *, vault: str, roots_pem: bytes) -> Manifest:
     """Checked to be genuine. Raises SeedInterrupted, ManifestDamaged, OtherVault."""
     try:

@@ -12,10 +12,11 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
+from hyperv_host_agent.seeds.parts import PART_BYTES
 from twinsite import units
 from twinsite.errors import Conflict, Denied, Exhausted, NotFound, Precondition
 
@@ -144,6 +145,14 @@ class Linux:
         return shutil.disk_usage(path).free
 
 
+@dataclass(frozen=True, slots=True)
+class Media:
+    """What seeds are written to and read from: where that may be, and how large a file on it."""
+
+    surroundings: Surroundings = field(default_factory=Linux)
+    part_bytes: int = PART_BYTES
+
+
 class PathRules:
     """`own`: the directories of this host that media must not share a file system with. Blocking."""
 
@@ -171,6 +180,10 @@ class PathRules:
             next(path.iterdir(), None)
         except OSError as error:
             raise SeedPathDenied(path, host, "read", error.strerror or str(error)) from error
+
+    def free(self, path: Path) -> int:
+        """Bytes. Raises OSError."""
+        return self._around.free(path)
 
     def check_room(self, path: Path, needed: int) -> None:
         """Raises SeedPathTooSmall."""
