@@ -14,6 +14,7 @@ from hyperv_host_agent.hypervisors.base import MachineSpec
 from hyperv_host_agent.hypervisors.description import to_proto
 from hyperv_host_agent.hypervisors.memory import MemoryHypervisor
 from hyperv_host_agent.replication.cycle import DiskGeometry
+from hyperv_host_agent.seeds.paths import Media
 from hyperv_host_agent.settings import TransferSettings
 from hyperv_host_agent.store.base import ReplicaStore
 from tests.fakes.host_provider import HostProvider, HostView, assignment, eventually, grant, host_agent, host_provider
@@ -138,6 +139,7 @@ async def pair(
     life: float = 7 * 86400.0,
     current: bool = True,
     transfer: TransferSettings | None = None,
+    media: Media | None = None,
 ) -> AsyncIterator[Pair]:
     """`life` of certificates, in seconds; `current`: the provider knows what the coordinator says now; `transfer`
     are the source's settings.
@@ -149,7 +151,7 @@ async def pair(
 
         async def start(name: str, **options: Any) -> app.Agent:
             agents[name] = await stack.enter_async_context(contextlib.AsyncExitStack())
-            return await agents[name].enter_async_context(host_agent(provider, folder / name, **options))
+            return await agents[name].enter_async_context(host_agent(provider, folder / name, media=media, **options))
 
         target = await start("b1", hypervisor=there, store=store)
         source = await start("a1", hypervisor=here, transfer=transfer)

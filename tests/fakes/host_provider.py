@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from hyperv_host_agent import app
 from hyperv_host_agent.hypervisors.base import Hypervisor
+from hyperv_host_agent.seeds.paths import Media
 from hyperv_host_agent.settings import Settings, TransferSettings
 from hyperv_host_agent.store.base import ReplicaStore
 from tests.fakes.pki import TestVault, new_id
@@ -76,6 +77,7 @@ class HostProvider(rpc.HostEnrollmentServicer, rpc.HostLinkServicer):
         self.identity = vault.server()
         self.hosts: dict[str, HostView] = {}
         self.names: dict[str, str] = {}
+        self.chains: dict[str, bytes] = {}  # the newest of each host
         self.renewals = 0
         self.joins: list[bytes] = []  # public keys that asked
         self.cut_joins = 0  # so many joins are done and not answered
@@ -233,7 +235,9 @@ class HostProvider(rpc.HostEnrollmentServicer, rpc.HostLinkServicer):
                 view.held = message.held.version
 
     def _chain(self, host_id: str, csr_der: bytes) -> bytes:
-        return self.vault.chain_for(Identity("host", host_id, self.vault.vault), _public(csr_der), ends=self.life)
+        identity = Identity("host", host_id, self.vault.vault)
+        self.chains[host_id] = self.vault.chain_for(identity, _public(csr_der), ends=self.life)
+        return self.chains[host_id]
 
 
 def _public(csr_der: bytes) -> ec.EllipticCurvePublicKey:
@@ -262,11 +266,12 @@ async def host_agent(
     clock: Clock | None = None,
     listen: str = "127.0.0.1:0",
     transfer: TransferSettings | None = None,
+    media: Media | None = None,
     connect: bool = True,
 ) -> AsyncIterator[app.Agent]:
     """An agent with its state in `folder`, connected to the provider; named for the folder."""
     settings = agent_settings(provider, folder, listen=listen, transfer=transfer)
-    async with app.agent(settings, clock or SystemClock(), hypervisor=hypervisor, store=store) as agent:
+    async with app.agent(settings, clock or SystemClock(), hypervisor=hypervisor, store=store, media=media) as agent:
         if connect:
             await eventually(
                 f"{folder.name} to connect",
@@ -331,6 +336,7 @@ def assignment(
     compression: bool = True,
     paused: bool = False,
     fenced: bool = False,
+    offline: bool = False,
     **policy: Any,
 ) -> types_pb2.Assignment:
     """`policy`: further fields of it."""
@@ -345,4 +351,5 @@ def assignment(
         peer_address=address,
         term=term,
         fenced=fenced,
+        initial=types_pb2.InitialReplication(method=int(offline)),  # type: ignore[arg-type]  # 1: offline
     )
