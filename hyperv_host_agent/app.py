@@ -147,7 +147,9 @@ async def _serving(
             exports = Exports(sources, membership, rules, clock, media.part_bytes)
             imports = Imports(replicas, targets, membership, old_keys, rules)
             inventory = Inventory(membership, hypervisor, store, outbox, clock, address=lambda: address)
-            commands = Commands(journal, outbox, _handlers(recovery, preparation, exports, imports), inventory.look, group)
+            commands = Commands(
+                journal, outbox, _handlers(recovery, preparation, exports, imports), inventory.look, group
+            )
             assignments = _assignments(state, sources, targets, outbox)
             link = Link(
                 membership, clock=clock, outbox=outbox, commands=commands, assignments=assignments, sampling=sampling
@@ -204,9 +206,7 @@ def _assignments(state: Path, sources: Sources, targets: Targets, outbox: Outbox
     return Assignments(state, apply=apply, on_held=outbox.held)
 
 
-def _handlers(
-    recovery: Recovery, preparation: Preparation, exports: Exports, imports: Imports
-) -> dict[str, Handler]:
+def _handlers(recovery: Recovery, preparation: Preparation, exports: Exports, imports: Imports) -> dict[str, Handler]:
     return {
         "check_source": preparation.check_source,
         "prepare_replica": preparation.prepare_replica,
