@@ -77,6 +77,11 @@ class Fence:
     term: int
 
 
+def recoverable(point: types_pb2.Point) -> bool:
+    """An initial copy is no point in time, nor is what was committed before its base was complete."""
+    return point.consistency != "none"
+
+
 def grant_is_due(
     protected: Protected, *, now: float, vm_name: str | None, disks: tuple[tuple[str, int], ...] | None
 ) -> bool:

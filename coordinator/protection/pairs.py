@@ -24,7 +24,6 @@ from coordinator.protection.errors import (
 from coordinator.protection.model import Pair, Protected
 from coordinator.protection.policy import Policy, changes, doubts, words
 from coordinator.protection.retention import would_go
-from coordinator.protection.views import recoverable
 from coordinator.store.engine import Database
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.clock import Clock
@@ -188,10 +187,9 @@ async def _points_that_go(
     connection: AsyncConnection, using: Sequence[Protected], policy: Policy, now: float
 ) -> list[str]:
     """A sentence for each VM that has points the policy does not keep."""
-    points = await store.list_points(connection)
     found = []
     for item in using:
-        known = recoverable(points.get(item.vm_id, []))
+        known = await store.list_points(connection, item.vm_id)
         going = would_go(known, policy, now=now)
         if going:
             found.append(f"up to {len(going)} of {len(known)} points of {item.vm_name} go with the next maintenance")

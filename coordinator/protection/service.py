@@ -41,6 +41,7 @@ from coordinator.recovery import store as recovery
 from coordinator.store.engine import Database
 from twinsite import schedules
 from twinsite.api.coordinator.v1 import admin_pb2
+from twinsite.api.types.v1 import types_pb2
 from twinsite.clock import Clock
 from twinsite.units import duration, rfc3339, size, span
 
@@ -178,7 +179,7 @@ class Protections:
             over = item.phase is Phase.FAILED_OVER
             keep = over or keep_replica or not (delete_replica or protection.pair.policy.delete_replica)
             if not keep:
-                _nothing_locked(vm, protection, now)
+                _nothing_locked(vm, await store.list_points(connection, vm.id), now)
             answer = _unprotect_consequences(vm, protection, keep=keep, asked=delete_replica)
             if dry_run:
                 return answer
@@ -359,9 +360,9 @@ def _may_be_unprotected(vm: VmView, protection: ProtectionView) -> None:
             raise FailoverRunning(vm.name, item.job_id)
 
 
-def _nothing_locked(vm: VmView, protection: ProtectionView, now: float) -> None:
+def _nothing_locked(vm: VmView, points: Sequence[types_pb2.Point], now: float) -> None:
     """Raises PointsLocked. The host would refuse too; here it is said before anything was stopped."""
-    locked = [instant(point.locked_until) for point in protection.points if instant(point.locked_until) > now]
+    locked = [instant(point.locked_until) for point in points if instant(point.locked_until) > now]
     if locked:
         raise PointsLocked(vm.name, len(locked), rfc3339(max(locked)))
 
@@ -369,7 +370,7 @@ def _nothing_locked(vm: VmView, protection: ProtectionView, now: float) -> None:
 def _unprotect_consequences(
     vm: VmView, protection: ProtectionView, *, keep: bool, asked: bool
 ) -> admin_pb2.ActionResponse:
-    points = f"{len(protection.points)} points"
+    points = f"{protection.points} points"
     answer = admin_pb2.ActionResponse()
     if protection.item.phase is Phase.FAILED_OVER:
         answer.consequences.append(f"{vm.name} goes on running on host {protection.target_host}, unprotected")

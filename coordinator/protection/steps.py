@@ -16,7 +16,6 @@ from coordinator.protection.errors import DisksChanged, MachineIsMissing, NoDisk
 from coordinator.protection.hosts import COMMAND_SECONDS, clean_up, clean_up_later, tell
 from coordinator.protection.model import Phase, Protected
 from coordinator.protection.pairs import usable
-from coordinator.protection.views import recoverable
 from twinsite.api.types.v1 import commands_pb2, types_pb2
 from twinsite.units import rfc3339, size
 
@@ -117,7 +116,7 @@ class Steps:
         async def check() -> types_pb2.Point | None:
             item = await _mine(context, Phase.INITIAL)
             async with context.database.read() as connection:
-                points = await store.list_points(connection, item.vm_id)
+                newest = (await store.newest_points(connection, item.vm_id)).get(item.vm_id)
                 said = await store.list_statuses(connection, item.vm_id)
             nonlocal shown
             told = _progress(item, said, context.clock.now())
@@ -127,8 +126,7 @@ class Steps:
                 and await context.progress(told.percent, told.done, told.total, told.message)
             ):
                 shown = told
-            found = recoverable(points.get(item.vm_id, []))
-            return found[0] if found else None
+            return newest[1] if newest is not None else None
 
         point = await context.until(check, timeout=None)
         await context.set_result(cycle=str(point.cycle), instant=rfc3339(instant(point.instant)))

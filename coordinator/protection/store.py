@@ -8,7 +8,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from coordinator.protection.model import Fence, Pair, Phase, Protected
+from coordinator.protection.model import Fence, Pair, Phase, Protected, recoverable
 from coordinator.protection.policy import Policy, RateRule, Tier
 from coordinator.store.schema import table
 from twinsite.api.types.v1 import types_pb2
@@ -95,6 +95,7 @@ points = table(
     sa.Column("host_id", sa.Text, primary_key=True),
     sa.Column("cycle", sa.BigInteger, primary_key=True),
     sa.Column("document", sa.LargeBinary, nullable=False),  # types_pb2.Point
+    sa.Column("recoverable", sa.Boolean, nullable=False, server_default=sa.true()),  # as its document says
 )
 published = table(
     "assignments",
@@ -358,15 +359,15 @@ async def replace_points(
     mine = (points.c.vm_id == vm_id, points.c.host_id == host_id)
     rows = await connection.execute(sa.select(points.c.cycle, points.c.document).where(*mine))
     held = {row.cycle: row.document for row in rows}
-    told = {point.cycle: point.SerializeToString(deterministic=True) for point in found}
-    stale = [cycle for cycle, document in held.items() if told.get(cycle) != document]
+    told = {point.cycle: _point_values(point) for point in found}
+    stale = [cycle for cycle, document in held.items() if told.get(cycle, {}).get("document") != document]
     for begin in range(0, len(stale), _AT_ONCE):
         some = stale[begin : begin + _AT_ONCE]
         await connection.execute(sa.delete(points).where(*mine, points.c.cycle.in_(some)))
     fresh = [
-        {"vm_id": vm_id, "host_id": host_id, "cycle": cycle, "document": document}
-        for cycle, document in told.items()
-        if held.get(cycle) != document
+        {"vm_id": vm_id, "host_id": host_id, "cycle": cycle, **values}
+        for cycle, values in told.items()
+        if held.get(cycle) != values["document"]
     ]
     if fresh:
         await connection.execute(sa.insert(points), fresh)
@@ -375,23 +376,46 @@ async def replace_points(
 async def put_point(connection: AsyncConnection, host_id: str, point: types_pb2.Point) -> None:
     """What a host answered of a point that is known; one that is not known stays unknown."""
     where = (points.c.vm_id == point.vm_id, points.c.host_id == host_id, points.c.cycle == point.cycle)
-    document = point.SerializeToString(deterministic=True)
-    await connection.execute(sa.update(points).where(*where).values(document=document))
+    await connection.execute(sa.update(points).where(*where).values(**_point_values(point)))
 
 
-async def list_points(connection: AsyncConnection, vm_id: str = "") -> dict[str, list[types_pb2.Point]]:
-    """Points at each VM's target host, newest first, by VM."""
+def _point_values(point: types_pb2.Point) -> dict[str, Any]:
+    return {"recoverable": recoverable(point), "document": point.SerializeToString(deterministic=True)}
+
+
+_AT_TARGET: Final = sa.and_(protected.c.vm_id == points.c.vm_id, protected.c.target_host == points.c.host_id)
+
+
+async def list_points(connection: AsyncConnection, vm_id: str) -> list[types_pb2.Point]:
+    """Recoverable points of a VM at its target host, newest first."""
     query = (
-        sa.select(points.c.vm_id, points.c.document)
-        .join(protected, sa.and_(protected.c.vm_id == points.c.vm_id, protected.c.target_host == points.c.host_id))
-        .order_by(points.c.vm_id, points.c.cycle.desc())
+        sa.select(points.c.document)
+        .join(protected, _AT_TARGET)
+        .where(points.c.vm_id == vm_id, points.c.recoverable)
+        .order_by(points.c.cycle.desc())
     )
-    if vm_id:
-        query = query.where(points.c.vm_id == vm_id)
-    found: dict[str, list[types_pb2.Point]] = {}
-    for row in await connection.execute(query):
-        found.setdefault(row.vm_id, []).append(types_pb2.Point.FromString(row.document))
-    return found
+    return [types_pb2.Point.FromString(document) for document in await connection.scalars(query)]
+
+
+async def newest_points(connection: AsyncConnection, vm_id: str = "") -> dict[str, tuple[int, types_pb2.Point]]:
+    """(how many, the newest) of the recoverable points at each VM's target host, by VM."""
+    newest = (
+        sa.select(
+            points.c.vm_id, points.c.host_id, sa.func.count().label("number"), sa.func.max(points.c.cycle).label("last")
+        )
+        .join(protected, _AT_TARGET)
+        .where(points.c.recoverable, points.c.vm_id == vm_id if vm_id else sa.true())
+        .group_by(points.c.vm_id, points.c.host_id)
+        .subquery()
+    )
+    query = sa.select(newest.c.vm_id, newest.c.number, points.c.document).join(
+        points,
+        sa.and_(
+            points.c.vm_id == newest.c.vm_id, points.c.host_id == newest.c.host_id, points.c.cycle == newest.c.last
+        ),
+    )
+    rows = await connection.execute(query)
+    return {row.vm_id: (row.number, types_pb2.Point.FromString(row.document)) for row in rows}
 
 
 # ---- what hosts are told ----------------------------------------------------------------------------------------

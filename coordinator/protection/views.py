@@ -1,6 +1,6 @@
 """What is known of VMs and their protection at one instant, put together for whoever asks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -27,7 +27,8 @@ class ProtectionView:
     target: Side
     source_host: str  # names
     target_host: str
-    points: tuple[types_pb2.Point, ...]  # recoverable ones, newest first
+    points: int  # how many can be recovered
+    newest: types_pb2.Point | None  # of them
     newest_instant: float  # 0: there is none
     tests: tuple[str, ...]
     health: Health
@@ -56,11 +57,6 @@ class VmView:
         return self.machine.cloud
 
 
-def recoverable(points: Sequence[types_pb2.Point]) -> tuple[types_pb2.Point, ...]:
-    """Without initial copies, which are no point in time."""
-    return tuple(point for point in points if point.consistency != "none")
-
-
 async def look(connection: AsyncConnection, now: float) -> list[VmView]:
     """Every VM, by name, with its protection as of `now`."""
     everything = await store.list_protected(connection)
@@ -68,7 +64,7 @@ async def look(connection: AsyncConnection, now: float) -> list[VmView]:
     hosts = await inventory.hosts(connection)
     pairs = {pair.id: pair for pair in await store.list_pairs(connection)}
     statuses = await store.list_statuses(connection)
-    points = await store.list_points(connection)
+    points = await store.newest_points(connection)
     tests = await recovery.list_tests(connection)
     measured = await statistics.totals(connection, now - MONITORED_SECONDS) if everything else {}
     protections = {
@@ -77,7 +73,7 @@ async def look(connection: AsyncConnection, now: float) -> list[VmView]:
             pairs[item.pair_id],
             hosts,
             statuses,
-            recoverable(points.get(item.vm_id, [])),
+            points.get(item.vm_id),
             tuple(test.id for test in tests.get(item.vm_id, []) if test.state != recovery.STARTING),
             measured[item.vm_id].missed_share if item.vm_id in measured else None,
             now,
@@ -92,14 +88,15 @@ def _protection(
     pair: Pair,
     hosts: Mapping[str, HostView],
     statuses: Mapping[tuple[str, str], Reported],
-    points: tuple[types_pb2.Point, ...],
+    points: tuple[int, types_pb2.Point] | None,
     tests: tuple[str, ...],
     missed_share: float | None,
     now: float,
 ) -> ProtectionView:
     source = _side(item.vm_id, item.source_host, hosts, statuses)
     target = _side(item.vm_id, item.target_host, hosts, statuses)
-    newest = max((instant(point.instant) for point in points), default=0.0)
+    number, newest_point = points or (0, None)
+    newest = instant(newest_point.instant) if newest_point is not None else 0.0
     if target.status is not None and target.status.HasField("committed_instant"):
         newest = max(newest, instant(target.status.committed_instant))
     evidence = Evidence(
@@ -110,7 +107,7 @@ def _protection(
         target=target,
         newest_instant=newest,
         initial_start=item.initial_start,
-        newest_damaged=points[0].damaged_clusters if points else 0,
+        newest_damaged=newest_point.damaged_clusters if newest_point is not None else 0,
         missed_share=missed_share,
     )
     return ProtectionView(
@@ -120,7 +117,8 @@ def _protection(
         target=target,
         source_host=source.host,
         target_host=target.host,
-        points=points,
+        points=number,
+        newest=newest_point,
         newest_instant=newest,
         tests=tests,
         health=judge(evidence, now),

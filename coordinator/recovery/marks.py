@@ -83,7 +83,7 @@ class Marks:
             if before is not None:
                 return before
             vm, view = protected_of(await look(connection, now), name)
-            point = point_of(vm, view, wanted.cycle)
+            point = point_of(vm, await protection.list_points(connection, vm.id), wanted.cycle)
             until = now + wanted.lock_seconds if wanted.lock_seconds is not None else 0.0
             if until and until < instant(point.locked_until) - _SLACK:
                 raise LockNotShortened(vm.name, point.cycle, rfc3339(instant(point.locked_until)))
@@ -119,9 +119,11 @@ class Marks:
             if before is not None:
                 return before
             vm, view = protected_of(await look(connection, now), name)
+            points = await protection.list_points(connection, vm.id)
             if cycle:
-                point_of(vm, view, cycle)
-            answer = _verify_consequences(vm, view, cycle, repair=repair)
+                point_of(vm, points, cycle)
+            stored = sum(point.stored_bytes for point in points)
+            answer = _verify_consequences(vm, view, cycle, stored, repair=repair)
             if dry_run:
                 return answer
             what = f"Verify point {cycle}" if cycle else "Verify the replica"
@@ -165,8 +167,9 @@ def _mark_consequences(
     return answer
 
 
-def _verify_consequences(vm: VmView, view: ProtectionView, cycle: int, *, repair: bool) -> admin_pb2.ActionResponse:
-    stored = sum(point.stored_bytes for point in view.points)
+def _verify_consequences(
+    vm: VmView, view: ProtectionView, cycle: int, stored: int, *, repair: bool
+) -> admin_pb2.ActionResponse:
     what = f"what point {cycle} stands on" if cycle else f"all that host {view.target_host} keeps"
     told = f", {size(stored)} and the base," if stored and not cycle else ""
     answer = admin_pb2.ActionResponse(

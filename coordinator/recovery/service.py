@@ -2,6 +2,7 @@
 
 import dataclasses
 import secrets
+from collections.abc import Sequence
 from typing import Final
 
 from coordinator.inventory.model import instant, resolve
@@ -34,7 +35,7 @@ class Recoveries:
         """Recovery points of a VM, newest first; none when it is not protected. Raises Unknown, Ambiguous."""
         async with self._database.read() as connection:
             vm = resolve("vm", name, await look(connection, self._clock.now()), qualifier="cloud")
-        return list(vm.protection.points) if vm.protection is not None else []
+            return await protection_store.list_points(connection, vm.id)
 
     # ---- test ---------------------------------------------------------------------------------------------------
 
@@ -48,7 +49,7 @@ class Recoveries:
                 return before
             vm, protection = protected_of(await look(connection, now), name)
             _settled(vm, protection)
-            point = point_of(vm, protection, cycle)
+            point = point_of(vm, await protection_store.list_points(connection, vm.id), cycle)
             age = duration(max(0.0, now - instant(point.instant)))
             answer = admin_pb2.ActionResponse(
                 consequences=[
@@ -151,8 +152,11 @@ class Recoveries:
                 raise AlreadyFailedOver(vm.name, protection.target_host, item.term)
             if await failover_runs(self._jobs, item):
                 raise FailoverIsRunning(vm.name, item.job_id)
-            point = point_of(vm, protection, cycle)
+            points = await protection_store.list_points(connection, vm.id)
+            point = point_of(vm, points, cycle)
             answer = _failover_consequences(vm, protection, point, now)
+            if point is not points[0]:
+                answer.warnings.insert(0, f"{sum(other.cycle > point.cycle for other in points)} newer points exist")
             if shutdown_source:
                 answer.consequences.insert(
                     0, f"{vm.name} is stopped on host {protection.source_host} if that is possible"
@@ -206,11 +210,11 @@ def _settled(vm: VmView, protection: ProtectionView) -> None:
         raise FailoverIsRunning(vm.name, item.job_id)
 
 
-def point_of(vm: VmView, protection: ProtectionView, cycle: int) -> types_pb2.Point:
+def point_of(vm: VmView, points: Sequence[types_pb2.Point], cycle: int) -> types_pb2.Point:
     """The point of a cycle, 0: the newest. Raises NoPoint, PointMissing."""
-    if not protection.points:
+    if not points:
         raise NoPoint(vm.name)
-    point = next((point for point in protection.points if cycle in (0, point.cycle)), None)
+    point = next((point for point in points if cycle in (0, point.cycle)), None)
     if point is None:
         raise PointMissing(vm.name, cycle)
     return point
@@ -232,9 +236,6 @@ def _failover_consequences(
             f"{vm.name} is not protected afterwards",
         ]
     )
-    if point is not protection.points[0]:
-        newer = sum(other.cycle > point.cycle for other in protection.points)
-        answer.warnings.append(f"{newer} newer points exist")
     if protection.source.connected and not raised:
         answer.warnings.append(
             f"host {protection.source_host} is connected and may still run {vm.name}: it stops when the term is raised"

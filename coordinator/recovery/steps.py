@@ -207,7 +207,7 @@ async def _instant(connection: AsyncConnection, vm_id: str, result: commands_pb2
     """Of the point the host started from. It says so itself, since its newest one may not have been told here before
     the site died; else it is the known point's. 0: not known.
     """
-    known = (await protection.list_points(connection, vm_id)).get(vm_id, [])
+    known = await protection.list_points(connection, vm_id)
     told = instant(result.instant) if result.HasField("instant") else 0.0
     return told or next((instant(point.instant) for point in known if point.cycle == result.cycle), 0.0)
 
