@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from hyperv_host_agent.store import files, rules
+from hyperv_host_agent.store import files, rules, store_lock
 from hyperv_host_agent.store.base import NoSpace, PointPinned, ReplicaMissing, StoreDamaged
 from hyperv_host_agent.store.keeps import Keeps
 from hyperv_host_agent.store.lock_clock import LockClock
@@ -20,7 +20,8 @@ _GONE: Final = ".removed-"
 class ChainStore:
     """A ReplicaStore in a directory, made when it is missing.
 
-    `reserve` bytes of the file system stay free. Open a VM once at a time.
+    `reserve` bytes of the file system stay free. Open a VM once at a time. Raises StoreInUse while another process
+    has the store.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class ChainStore:
         self.root, self.reserve = root, reserve
         self._space = space
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._process = store_lock.take(root)
         self._clock = LockClock(root, read=read)
         for path in root.glob(f"{_GONE}*"):
             shutil.rmtree(path)

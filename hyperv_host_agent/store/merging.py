@@ -27,7 +27,7 @@ from twinsite.extents import CLUSTER, clusters, runs
 MERGED: Final = ".merged"
 INTENT: Final = "merge.json"
 _BUFFER: Final = 1 << 20
-_AT_ONCE: Final = 1 << 16  # frames whose whereabouts are held in memory
+_AT_ONCE: Final = 1 << 11  # frames in a step: 128 MiB at most
 _MADE: Final = -1  # a frame that the merge made itself
 
 
