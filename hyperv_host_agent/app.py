@@ -111,7 +111,14 @@ async def _serving(
     state = settings.state
     outbox, replicas, promotions = Outbox(), Replicas(store), Promotions(state / "promotions")
     sampling = Sampling(SampleStore(state / "statistics.db"), clock)
-    targets = Targets(replicas, promotions, hypervisor=hypervisor, outbox=outbox, clock=clock)
+    targets = Targets(
+        replicas,
+        promotions,
+        hypervisor=hypervisor,
+        outbox=outbox,
+        clock=clock,
+        maintain_rate=settings.maintain_bytes_per_second,
+    )
     listener: Running | None = None
     sources: Sources | None = None
     try:

@@ -81,6 +81,7 @@ class Settings:
     join_file: Path = Path("/etc/twinsite/join.json")  # from `twinsite-provider host-key create`; read on first start
     store: Path = Path("/var/lib/twinsite/replicas")  # what this host holds of other hosts' VMs
     store_reserve_bytes: int = 1 * GiB  # replication stops before the store's file system has less than this
+    maintain_bytes_per_second: int = 200 * 10**6  # what merging of recovery points may write, for all replicas together
     vms: Path = Path("/var/lib/twinsite/vms")  # of the embedded hypervisor
     hypervisor: str = "embedded"
     listen: str = "127.0.0.1:8084"  # replication server
@@ -94,6 +95,8 @@ class Settings:
             raise ValueError(f"hypervisor must be one of: {', '.join(BACKENDS)}")
         if self.store_reserve_bytes < 0:
             raise ValueError("store_reserve_bytes must not be negative")
+        if self.maintain_bytes_per_second < 10**6:
+            raise ValueError("maintain_bytes_per_second must be at least 1000000")
         for name, address in (("listen", self.listen), ("advertise", self.advertise)):
             host, colon, port = address.rpartition(":")
             if address and not (host and colon and port.isascii() and port.isdigit() and int(port) < 65536):

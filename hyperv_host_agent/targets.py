@@ -14,7 +14,7 @@ from hyperv_host_agent.reception import Receptions
 from hyperv_host_agent.replicas import Replicas
 from hyperv_host_agent.replication import retention
 from hyperv_host_agent.replication.ownership import OlderTerm
-from hyperv_host_agent.store.base import PointInfo
+from hyperv_host_agent.store.base import Budget, PointInfo
 from twinsite import status
 from twinsite.api.types.v1 import types_pb2
 from twinsite.clock import Clock
@@ -24,20 +24,28 @@ from twinsite.extents import CLUSTER
 _log = structlog.get_logger()
 _MAINTAIN_SECONDS: Final = 2.0  # between two rounds over the replicas that got something new
 _RETRY_SECONDS: Final = 30.0
-MOST_POINTS: Final = 24  # hourly ones; kept for a replica nobody has said more about
 
 
 class Targets:
     """Commits and failures come from the receptions; `run` does the housekeeping."""
 
     def __init__(
-        self, replicas: Replicas, promotions: Promotions, *, hypervisor: Hypervisor, outbox: Outbox, clock: Clock
+        self,
+        replicas: Replicas,
+        promotions: Promotions,
+        *,
+        hypervisor: Hypervisor,
+        outbox: Outbox,
+        clock: Clock,
+        maintain_rate: int,
     ) -> None:
+        """`maintain_rate`: bytes per second that merging may write, for all replicas together."""
         self._replicas = replicas
         self._promotions = promotions
         self._hypervisor = hypervisor
         self._outbox = outbox
         self._clock = clock
+        self._maintain_rate = maintain_rate
         self._assigned: ByVm = {}
         self._statuses: dict[str, types_pb2.ReplicationStatus] = {}
         self._new: set[str] = set()  # replicas with something to keep house of
@@ -114,12 +122,20 @@ class Targets:
 
     async def run(self) -> None:
         """Retention and maintenance after commits; ends only when it is cancelled."""
+        wrote: set[str] = set()  # in the round before: the others' turn comes first
+        allowed, excess = self._maintain_rate * _MAINTAIN_SECONDS, 0.0  # bytes in a round, and beyond it so far
         while True:
             await self._some.wait()
             self._some.clear()
             new, self._new = self._new, set()
-            for vm_id in sorted(new):
-                await self._maintain(vm_id)
+            budget = Budget(max(0.0, allowed - excess))
+            order, wrote = sorted(new, key=lambda vm_id: (vm_id in wrote, vm_id)), set()
+            for vm_id in order:
+                before = budget.spent
+                await self._maintain(vm_id, budget)
+                if budget.spent > before:
+                    wrote.add(vm_id)
+            excess = max(0.0, excess + budget.spent - allowed)
             await self._clock.sleep(_MAINTAIN_SECONDS)
 
     def forget(self, vm_id: str) -> None:
@@ -151,19 +167,13 @@ class Targets:
         self._new.add(vm_id)
         self._some.set()
 
-    async def _maintain(self, vm_id: str) -> None:
+    async def _maintain(self, vm_id: str, budget: Budget) -> None:
         try:
             held = await self._replicas.get(vm_id)
             points = await held.run(held.replica.points)
-            assignment = self._assigned.get(vm_id)
-            keep = retention.keep(
-                [
-                    retention.KeptPoint(point.cycle, point.instant, point.recoverable, pinned=bool(point.pinned_by))
-                    for point in points
-                ],
-                additional=assignment.policy.additional_points if assignment is not None else MOST_POINTS,
-            )
-            report = await held.beside(held.replica.maintain, keep=keep)
+            report = await held.beside(held.replica.maintain, keep=self._keep(vm_id, points), budget=budget)
+            if report.no_room is not None:
+                _log.warning("maintenance_without_room", vm_id=vm_id, reason=str(report.no_room))
             if not report.finished:
                 self._wants(vm_id)
         except NotFound:
@@ -173,6 +183,22 @@ class Targets:
         except Exception:  # noqa: BLE001  # one replica's trouble must not stop the others' housekeeping
             _log.exception("maintenance_broke", vm_id=vm_id)
         await self.refresh(vm_id)
+
+    def _keep(self, vm_id: str, points: list[PointInfo]) -> list[int]:
+        """What the policy keeps; everything while nobody said what that is."""
+        assignment = self._assigned.get(vm_id)
+        if assignment is None:
+            return [point.cycle for point in points]
+        policy = assignment.policy
+        return retention.keep(
+            [
+                retention.KeptPoint(point.cycle, point.instant, point.recoverable, pinned=bool(point.pinned_by))
+                for point in points
+            ],
+            additional=policy.additional_points,
+            tiers=[retention.Tier(tier.every_seconds, tier.for_seconds) for tier in policy.tiers],
+            frequency=policy.frequency_seconds,
+        )
 
     def _status(self, vm_id: str) -> types_pb2.ReplicationStatus:
         if vm_id not in self._statuses:

@@ -32,6 +32,7 @@ def test_the_shipped_file_shows_every_option_at_its_default(tmp_path: Path) -> N
         ('advertise = "b1:99999"', "host:port"),
         ('log_level = "loud"', "log_level"),
         ("store_reserve_bytes = -1", "negative"),
+        ("maintain_bytes_per_second = 999", "at least 1000000"),
         ("[transfer]\ncompressors = 0", "compressors"),
         ("[transfer]\ncopies = 0", "copies"),
         ("[transfer]\nconcurrency = -1", "concurrency"),
