@@ -254,6 +254,7 @@ class _Life:
         self._turn = means.turns.of(means.vm_id, lambda turn: self.put(TurnGiven(turn)))
         self._work = Work()  # of the cycle, or of a part of the copy
         self._way = 0.0  # seconds its messages were held up
+        self._ended = 0.0  # when the last message was taken by the network
         self._order = order
         self._events: deque[Event] = deque()
         self._some = asyncio.Event()
@@ -499,8 +500,12 @@ class _Life:
                     ]
                     async for ack in sending.acks():
                         if isinstance(ack, CommitAcked):
-                            ack = replace(ack, cap_seconds=self._means.pacer.seconds - capped)  # noqa: PLW2901
                             self._learn(beside=copy)
+                            ack = replace(  # noqa: PLW2901
+                                ack,
+                                cap_seconds=self._means.pacer.seconds - capped,
+                                target_seconds=self._means.clock.monotonic() - self._ended,
+                            )
                         self.put(ack)
                     for task in beside:
                         task.cancel()
@@ -520,7 +525,8 @@ class _Life:
             await self._means.pacer.through(len(message))
             await sending.write(message, sequence)
             self._turn.moved(len(message))
-            self._way += self._means.clock.monotonic() - started
+            self._ended = self._means.clock.monotonic()
+            self._way += self._ended - started
 
 
 def typed(group: BaseExceptionGroup[TwinsiteError]) -> TwinsiteError:

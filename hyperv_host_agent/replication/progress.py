@@ -80,6 +80,7 @@ class Progress:
     _source: float = 0.0
     _compress: float = 0.0
     _cap: float = 0.0
+    _target: float | None = None  # as measured where the end was sent, which may be long after it was ordered
     _cycle: tuple[int, int, int] = (0, 0, 0)  # changed, content, wire of the cycle on its way
     _disks: dict[int, int] = field(default_factory=dict)
 
@@ -89,6 +90,7 @@ class Progress:
         self._opened, self._turn, self._cap = now, turn, 0.0
         self._read = self._ended = now
         self._source = self._compress = 0.0
+        self._target = None
         self._cycle, self._disks = (0, 0, 0), {}
 
     def waited(self, seconds: float) -> None:
@@ -132,6 +134,7 @@ class Progress:
 
     def acked(self, event: CommitAcked) -> None:
         self._cap += event.cap_seconds
+        self._target = event.target_seconds
 
     def done(self, header: CycleHeader, now: float, *, copy: bool) -> float:
         """Seconds the cycle took without its turn, 0: not known."""
@@ -157,6 +160,8 @@ class Progress:
 
     def _measured(self, now: float, *, copy: bool) -> Timing:
         ended = max(self._ended, self._read)
+        if self._target is not None:
+            ended = max(self._read, now - self._target)
         way, source, compress = ended - self._read, self._source, self._compress
         if copy:
             # Reading and compressing run beside sending; what they take of the way is not the network's.

@@ -56,6 +56,7 @@ from hyperv_host_agent.replication.stream import Stream, UnexpectedAck
 from twinsite.errors import TwinsiteError
 from twinsite.extents import CLUSTER
 
+_INSTANT_STEP: Final = 0.001  # seconds between two points when the clock was set back
 _NEVER: Final = float("-inf")
 _EVER: Final = float("inf")
 WINDOW_BYTES: Final = 64 << 20  # sent and not durable at the target; what a cut link may cost
@@ -300,6 +301,8 @@ class Sender:
             return [ClosePoint(), DiscardPoint(), *self._turn.end()]
         if plan.kind is not Kind.DELTA or self._state.recoverable:
             self._note = resync.note(plan, whole=event.whole, doubt=event.doubt)
+        if event.instant <= self._state.instant:
+            self._note = self._note or "the clock of this host was set back: the point is dated right after the last"
         header = self._header(event, plan)
         added = resync.added(self._state, event.disks)
         if plan.kind is Kind.DELTA:
@@ -326,7 +329,8 @@ class Sender:
             parent=parent.number if parent else 0,
             term=self._state.term,
             kind=plan.kind,
-            instant=event.instant,
+            # Points are in the order of their instants, whatever the clock does.
+            instant=max(event.instant, self._state.instant + _INSTANT_STEP),
             consistency=event.consistency if plan.kind is Kind.DELTA else "none",
             disks=event.disks,
             machine=event.machine,

@@ -158,6 +158,7 @@ class CommitAcked:
     stream: int
     committed: Committed
     cap_seconds: float = 0.0  # for which rate caps held the stream back
+    target_seconds: float | None = None  # from the end that was really sent to this ack; None: not measured
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from tests.fakes.host_provider import HostProvider, HostView, assignment, eventu
 from tests.fakes.newest_point import read
 from tests.fakes.pki import TestVault
 from twinsite.api.types.v1 import commands_pb2, types_pb2
-from twinsite.clock import SystemClock
+from twinsite.clock import Clock, SystemClock
 from twinsite.extents import CLUSTER
 
 FIRST, SECOND = "d0000000-0000-4000-8000-000000000001", "d0000000-0000-4000-8000-000000000002"
@@ -140,12 +140,13 @@ async def pair(
     current: bool = True,
     transfer: TransferSettings | None = None,
     media: Media | None = None,
+    clock: Clock | None = None,
 ) -> AsyncIterator[Pair]:
     """`life` of certificates, in seconds; `current`: the provider knows what the coordinator says now; `transfer`
-    are the source's settings.
+    are the source's settings, `clock` is the source's.
     """
     async with host_provider(TestVault(), life=life, current=current) as provider, contextlib.AsyncExitStack() as stack:
-        here, there = MemoryHypervisor(), MemoryHypervisor(content=read)
+        here, there = MemoryHypervisor(clock=clock), MemoryHypervisor(content=read)
         agents: dict[str, contextlib.AsyncExitStack] = {}
         transfer = transfer or TransferSettings(spool_memory_bytes=spool_memory)
 
@@ -154,7 +155,7 @@ async def pair(
             return await agents[name].enter_async_context(host_agent(provider, folder / name, media=media, **options))
 
         target = await start("b1", hypervisor=there, store=store)
-        source = await start("a1", hypervisor=here, transfer=transfer)
+        source = await start("a1", hypervisor=here, transfer=transfer, clock=clock)
         two = Pair(provider, source, target, here, there)
 
         async def restart_target(*, meanwhile: Callable[[], object] = bool) -> None:
@@ -167,7 +168,7 @@ async def pair(
             meanwhile()
             for machine in here.machines():
                 here.change_source(machine.spec.id).restart()
-            two.source = await start("a1", hypervisor=here, transfer=transfer, connect=connect)
+            two.source = await start("a1", hypervisor=here, transfer=transfer, clock=clock, connect=connect)
 
         two.restart_target, two.restart_source = restart_target, restart_source
         yield two
