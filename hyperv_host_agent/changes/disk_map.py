@@ -54,6 +54,10 @@ class DiskMap:
             return ""  # the change is the tracked write that a kill interrupted; its bits were set before
         return "the disk's file was changed while it was not tracked"
 
+    def intruded(self) -> bool:
+        """Whether somebody else changed the file since the last write ended, as far as its times tell."""
+        return self._disk.changed_ns() != self._words[self.CHANGED]
+
     def write_begins(self) -> None:
         now = self._clock.now()
         self._words[self.OFFSET] = max(0, int((now - self._clock.monotonic()) * 1e9))

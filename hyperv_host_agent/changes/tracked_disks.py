@@ -24,6 +24,7 @@ from hyperv_host_agent.changes.change_map import (
     unstage_sizes,
 )
 from hyperv_host_agent.changes.disk import Disk
+from hyperv_host_agent.changes.disk_map import DiskMap
 from hyperv_host_agent.changes.durable import locked, safe_name
 from hyperv_host_agent.changes.mapped_file import MapUnusable
 from twinsite.clock import Clock, SystemClock
@@ -121,6 +122,7 @@ class TrackedDisks:
                 target.write(offset, data)
                 return
             disk_map = self._map.disks[disk]
+            self._look_for_others(self._map, disk_map)
             for cluster in range(offset // CLUSTER, -(-(offset + len(data)) // CLUSTER)):
                 disk_map.active.set(cluster)
                 if self._map.point_open and not self._map.point_failed and cluster not in disk_map.copied:
@@ -295,9 +297,17 @@ class TrackedDisks:
 
     def _freeze(self, found: ChangeMap, point: Anchor, consistency: str) -> Opened:
         with self._writing:
+            for disk_map in found.disks.values():
+                self._look_for_others(found, disk_map)
             found.freeze(point)
             self._reader_seen = self._clock.monotonic()
             return Opened(self._clock.now(), consistency)
+
+    def _look_for_others(self, found: ChangeMap, disk_map: DiskMap) -> None:
+        if disk_map.intruded():
+            found.lose("the disk's file was changed by another program while the VM ran")
+            found.fail_point()
+            disk_map.write_ended()
 
     def _save(self, disk: str, cluster: int) -> None:
         """Copy a cluster to the scratch file before it is overwritten. If that fails, the point does, not the guest.

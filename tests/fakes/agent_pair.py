@@ -12,6 +12,7 @@ from hyperv_host_agent import app
 from hyperv_host_agent.changes.memory import MemoryChangeSource
 from hyperv_host_agent.hypervisors.base import MachineSpec
 from hyperv_host_agent.hypervisors.description import to_proto
+from hyperv_host_agent.hypervisors.embedded import EmbeddedHypervisor
 from hyperv_host_agent.hypervisors.memory import MemoryHypervisor
 from hyperv_host_agent.replication.cycle import DiskGeometry
 from hyperv_host_agent.seeds.paths import Media
@@ -52,6 +53,7 @@ class Pair:
     target: app.Agent
     hypervisor: MemoryHypervisor  # of the source
     there: MemoryHypervisor  # of the target
+    embedded: EmbeddedHypervisor | None = None  # of the source, in place of the one in memory
     restart_target: Callable[..., Awaitable[None]] = _never
     restart_source: Callable[..., Awaitable[None]] = _never
 
@@ -59,7 +61,7 @@ class Pair:
         return self.hypervisor.add(machine, contents=data)
 
     def describe(self, vm_id: str) -> types_pb2.Machine:
-        return to_proto(self.hypervisor.machine(vm_id))
+        return to_proto((self.embedded or self.hypervisor).machine(vm_id))
 
     @property
     def at_source(self) -> HostView:
@@ -141,9 +143,10 @@ async def pair(
     transfer: TransferSettings | None = None,
     media: Media | None = None,
     clock: Clock | None = None,
+    embedded: EmbeddedHypervisor | None = None,
 ) -> AsyncIterator[Pair]:
     """`life` of certificates, in seconds; `current`: the provider knows what the coordinator says now; `transfer`
-    are the source's settings, `clock` is the source's.
+    are the source's settings, `clock` is the source's, `embedded` its hypervisor when guests shall be real.
     """
     async with host_provider(TestVault(), life=life, current=current) as provider, contextlib.AsyncExitStack() as stack:
         here, there = MemoryHypervisor(clock=clock), MemoryHypervisor(content=read)
@@ -155,8 +158,8 @@ async def pair(
             return await agents[name].enter_async_context(host_agent(provider, folder / name, media=media, **options))
 
         target = await start("b1", hypervisor=there, store=store)
-        source = await start("a1", hypervisor=here, transfer=transfer, clock=clock)
-        two = Pair(provider, source, target, here, there)
+        source = await start("a1", hypervisor=embedded or here, transfer=transfer, clock=clock)
+        two = Pair(provider, source, target, here, there, embedded)
 
         async def restart_target(*, meanwhile: Callable[[], object] = bool) -> None:
             await agents["b1"].aclose()
@@ -168,7 +171,7 @@ async def pair(
             meanwhile()
             for machine in here.machines():
                 here.change_source(machine.spec.id).restart()
-            two.source = await start("a1", hypervisor=here, transfer=transfer, clock=clock, connect=connect)
+            two.source = await start("a1", hypervisor=embedded or here, transfer=transfer, clock=clock, connect=connect)
 
         two.restart_target, two.restart_source = restart_target, restart_source
         yield two

@@ -165,6 +165,19 @@ def test_what_is_doubtful_is_lost_before_and_after_the_next_start_and_known_agai
     assert dirty(machine, 3) == (Tracking.OK, "", {5})
 
 
+@pytest.mark.parametrize("writes_on", [False, True])
+def test_a_disk_that_another_program_writes_to_while_the_vm_runs_is_lost(machine: TrackedMachine, writes_on: bool):
+    machine.edit_behind_its_back(B.id)
+    if writes_on:
+        machine.write(B.id, 3 * CLUSTER, b"z")
+    tracking, doubt, found = dirty(machine, 2)
+    assert tracking is Tracking.LOST
+    assert "another program" in doubt
+    assert found == set(range(clusters(B.size)))
+    machine.write(B.id, 5 * CLUSTER, b"y")
+    assert dirty(machine, 3) == (Tracking.OK, "", {5})
+
+
 def test_an_old_state_put_back_is_lost(machine: TrackedMachine, tmp_path: Path):
     machine.stop()
     backup = tmp_path / "backup"

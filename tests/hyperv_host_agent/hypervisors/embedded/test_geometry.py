@@ -1,6 +1,7 @@
 """Disks that grow, shrink, come and go under a guest: every point is one instant, and nothing known is forgotten."""
 
 import random
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,13 @@ import pytest
 
 from hyperv_host_agent.changes.base import SourceUnavailable, Tracking
 from hyperv_host_agent.changes.tracked_file import TrackedFileSource
-from hyperv_host_agent.hypervisors.base import MachineFailed, MachineFenced, Power
+from hyperv_host_agent.hypervisors.base import MachineFailed, MachineFenced, Power, Purpose
 from hyperv_host_agent.hypervisors.embedded.geometry import BadDiskChange, DiskChange
 from hyperv_host_agent.replication.cycle import DiskGeometry
+from hyperv_host_agent.store.base import AttachedDisk
 from tests.fakes import disk_change, strace
 from tests.fakes.guests import Guests, guests
+from tests.fakes.layers import chain
 from tests.fakes.resized_replica import ResizedReplica
 from twinsite.api.types.v1 import types_pb2
 from twinsite.extents import CLUSTER, Run, clusters
@@ -156,6 +159,58 @@ def test_a_point_that_is_open_while_a_disk_changes_ends_with_a_reason_and_the_ne
     point.close()
     taken.source.discard()
     taken.next()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_guest_that_is_killed_while_its_disks_change_has_the_old_or_the_new_ones(site: Guests, seed: int):
+    chance = random.Random(seed)
+    vm_id = site.new()
+    taken = Taken(site.hypervisor.change_source(vm_id))
+    taken.next()
+    for _ in range(12):
+        site.writes_more(vm_id, 2)
+        before, size = disk(site, vm_id, "vdb").size, chance.randrange(2048, 16384) * 512
+        changing = threading.Thread(target=resize, args=(site, vm_id, "vdb", size))
+        changing.start()
+        threading.Event().wait(chance.random() * 0.02)
+        site.kill(vm_id)
+        changing.join()  # what the guest did not live to do is done without it
+        assert disk(site, vm_id, "vdb").size == size != before
+        taken.next(whole=False)
+        site.hypervisor.start(vm_id)
+    assert [boot["problems"] for boot in site.boots(vm_id)] == [[]] * len(site.boots(vm_id))
+    assert site.hypervisor.machine(vm_id).power is Power.RUNNING
+
+
+def test_disks_of_a_vm_that_was_failed_over_change_too(site: Guests, tmp_path: Path):
+    original = site.new("source")
+    site.writes_more(original, 20)
+    site.hypervisor.stop(original, timeout=20)
+    spec = site.hypervisor.machine(original).spec
+    attached = []
+    for number, each in enumerate(spec.disks):
+        folder = tmp_path / f"store{number}"
+        folder.mkdir()
+        content = site.hypervisor.disk_path(original, each.id).read_bytes()
+        attached.append(AttachedDisk(each.id, each.name, each.size, chain(folder, [content])))
+    with guests(tmp_path / "other") as other:
+        other.hypervisor.define(spec, tuple(attached), purpose=Purpose.REPLICA)
+        taken = Taken(other.hypervisor.change_source(spec.id))
+        other.hypervisor.start(spec.id)
+        for size in (3 * MiB, 9 * MiB + 512, 2 * MiB + 1024, 20 * MiB):
+            other.writes_more(spec.id)
+            resize(other, spec.id, "vdb", size)
+            taken.next()
+        other.hypervisor.stop(spec.id, timeout=20)
+        resize(other, spec.id, "vda", 5 * MiB)
+        add(other, spec.id, "vdc", 2 * MiB)
+        taken.next()
+        other.hypervisor.start(spec.id)
+        other.writes_more(spec.id)
+        remove(other, spec.id, "vdc")
+        taken.next()
+        assert {boot["recovered_sequence"] > 0 for boot in other.boots(spec.id)} == {True}
+        assert [boot["problems"] for boot in other.boots(spec.id)] == [[], []]
 
 
 def test_what_cannot_be_done_is_refused_and_nothing_is_touched(site: Guests):
