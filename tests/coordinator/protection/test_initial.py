@@ -1,8 +1,12 @@
 """Initial replication at a chosen time, from an image at the target, and on media."""
 
+from pathlib import Path
+
 import pytest
 
-from tests.fakes.scene import Scene
+from coordinator.store.engine import Database
+from tests.fakes.control_plane import ControlPlane
+from tests.fakes.scene import Scene, scene
 from tests.fakes.site import stamp, until
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.api.types.v1 import types_pb2
@@ -200,3 +204,42 @@ async def test_a_seed_that_fails_says_why(sites: Scene):
     assert job.state == "failed"
     assert job.error is not None
     assert job.error.code == "SEED_OF_ANOTHER_VM"
+
+
+async def test_an_export_repeated_with_its_id_is_one_job(sites: Scene):
+    await awaiting(sites)
+    metadata = (("twinsite-request-id", "0c5a7e1e-0000-4000-8000-000000000004"),)
+    first = await sites.admin.machines.SeedExport(seed(), metadata=metadata)
+    await sites.ended(first)
+    assert await sites.admin.machines.SeedExport(seed(), metadata=metadata) == first
+    assert sites.source.done.count("seed_export") == 1
+
+
+async def test_a_restart_forgets_neither_the_start_nor_the_seed_that_is_being_written(
+    tmp_path: Path, database: Database
+):
+    async with scene(tmp_path / "state", database) as sites:
+        at = sites.clock.now() + 600
+        job_id = await begin(sites, request(at, offline=True))
+        sites.clock.advance(1200)
+        sites.b.state(sites.vm.id, "target", awaiting_seed=True, committed_cycle=1)
+
+        async def awaited() -> bool:
+            return (await sites.protection()).awaiting_seed
+
+        await until(awaited)
+        sites.source.stuck.add("seed_export")
+        export = await sites.admin.machines.SeedExport(seed())
+        await until(lambda: "seed_export" in sites.source.done)
+    sites.source.stuck.clear()
+    for command_id, result in list(sites.a.ledger.items()):  # the host goes on where it was
+        if result is None:
+            del sites.a.ledger[command_id]
+    async with ControlPlane.started(tmp_path / "state", database, sites.clock) as plane:
+        sites.a.plane = sites.b.plane = plane.identity
+        async with sites.a.connected(), sites.b.connected():
+            assert (await plane.ended(export.job_id)).state == "succeeded"
+            assigned = sites.a.assigned(sites.source, sites.vm.id)
+            assert (assigned.initial.method, assigned.initial.start_at) == (OFFLINE, stamp(at))
+            sites.commit()
+            assert (await plane.ended(job_id)).state == "succeeded"
