@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from cryptography import x509
 
-from hyperv_host_agent.changes.base import ChangeSource
+from hyperv_host_agent.changes.base import ChangeSource, SourceFailed
 from hyperv_host_agent.packing import Packed, Packer
 from hyperv_host_agent.reading import UNIT_CLUSTERS
 from hyperv_host_agent.replication.cycle import DiskGeometry
@@ -240,13 +240,16 @@ def allocated(source: ChangeSource, disks: tuple[DiskGeometry, ...]) -> list[tup
 
 
 def expected_bytes(source: ChangeSource, packer: Packer, held: Sequence[tuple[str, Run]]) -> int:
-    """About how much a seed of these clusters takes: a sample of them is packed. Raises SourceFailed."""
+    """About how much a seed of these clusters takes: a sample of them is packed."""
     total = sum(run.count for _, run in held)
     packed, looked = Packed(0), 0
     for at in range(0, total, max(1, total // _SAMPLES)):
         disk, run = _at(held, at)
-        packer.pack(packed, run, source.read_now(disk, run), None)
         looked += 1
+        try:
+            packer.pack(packed, run, source.read_now(disk, run), None)
+        except SourceFailed:  # the export says so once it comes there, with what is before it kept
+            packed.frame_bytes += CLUSTER
     share = packed.frame_bytes / (looked * CLUSTER) if looked else 0.0
     return round(total * CLUSTER * share * _MARGIN) + HEADER_BYTES + 2 * RECORD_BYTES
 

@@ -1,6 +1,7 @@
 """Two host agents with a VM that is protected offline, and a medium between them."""
 
 import contextlib
+import random
 import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from hyperv_host_agent.changes.memory import MemoryChangeSource
 from hyperv_host_agent.hypervisors.base import MachineSpec
 from hyperv_host_agent.seeds.parts import HEADER_BYTES, RECORD_BYTES
 from hyperv_host_agent.seeds.paths import Media
-from tests.fakes.agent_pair import Pair, contents, pair, spec
+from tests.fakes.agent_pair import FIRST, SIZE, Pair, contents, pair, spec
 from tests.fakes.host_provider import eventually
 from tests.fakes.surroundings import FakeSurroundings
 from twinsite.api.types.v1 import commands_pb2
@@ -76,14 +77,23 @@ class Seeded:
 
 @contextlib.asynccontextmanager
 async def seeded_pair(
-    folder: Path, *, part_bytes: int = PART_BYTES, protect: bool = True, **options: Any
+    folder: Path,
+    *,
+    part_bytes: int = PART_BYTES,
+    protect: bool = True,
+    size: int = SIZE,
+    noise: bool = False,
+    **options: Any,
 ) -> AsyncIterator[Seeded]:
     medium = folder / "medium"
     medium.mkdir()
     around = FakeSurroundings((medium,))
     async with pair(folder, media=Media(around, part_bytes), **options) as two:
-        machine = spec()
-        guest = two.add(machine, contents())
+        machine = spec(size=size)
+        data = contents(size)
+        if noise:
+            data[FIRST] = random.Random(1).randbytes(size)
+        guest = two.add(machine, data)
         seeded = Seeded(two, machine, guest, medium, around)
         if protect:
             await two.protect(machine, offline=True)
