@@ -66,7 +66,7 @@ async def look(connection: AsyncConnection, now: float) -> list[VmView]:
     statuses = await store.list_statuses(connection)
     points = await store.newest_points(connection)
     tests = await recovery.list_tests(connection)
-    measured = await statistics.totals(connection, now - MONITORED_SECONDS) if everything else {}
+    missed = await statistics.missed_shares(connection, now - MONITORED_SECONDS) if everything else {}
     protections = {
         item.vm_id: _protection(
             item,
@@ -75,7 +75,7 @@ async def look(connection: AsyncConnection, now: float) -> list[VmView]:
             statuses,
             points.get(item.vm_id),
             tuple(test.id for test in tests.get(item.vm_id, []) if test.state != recovery.STARTING),
-            measured[item.vm_id].missed_share if item.vm_id in measured else None,
+            missed.get(item.vm_id),
             now,
         )
         for item in everything

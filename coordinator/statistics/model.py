@@ -15,6 +15,7 @@ DAY: Final = 86400
 KEPT: Final = {MINUTE: 2 * DAY, 900: 7 * DAY, 3600: 30 * DAY}
 HOUR: Final = 3600  # the coarsest: it knows which of its minutes were counted
 LONGEST: Final = 30 * DAY
+_MOST_ROWS: Final = 50_000  # added up for one answer: a fraction of a second
 DEFAULT_SPAN: Final = DAY
 
 SAMPLES: Final = 1000  # of one message; a host sends half of that
@@ -141,9 +142,9 @@ def _seconds(value: float) -> bool:
     return math.isfinite(value) and 0 <= value <= _MOST_SECONDS
 
 
-def resolution_for(span: int) -> int:
-    """The finest resolution that is kept for so many seconds. Raises SpanTooLong."""
-    for resolution, kept in KEPT.items():
-        if span <= kept:
-            return resolution
-    raise SpanTooLong(span)
+def resolution_for(span: int, vms: int = 1) -> int:
+    """The finest resolution that is kept for so many seconds and does not make too many rows. Raises SpanTooLong."""
+    if span > LONGEST:
+        raise SpanTooLong(span)
+    fine = [each for each, kept in KEPT.items() if span <= kept and span // each * vms <= _MOST_ROWS]
+    return fine[0] if fine else HOUR

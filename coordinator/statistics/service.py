@@ -89,10 +89,10 @@ class Statistics:
 
     async def of_pair(self, name: str, span: int = 0) -> Series:
         """Of all VMs that are protected through the pair; otherwise as `of_vm`."""
-        resolution = resolution_for(span or DEFAULT_SPAN)
         async with self._database.read() as connection:
             pair = resolve("pair", name, await protection.list_pairs(connection))
             items = await protection.list_protected(connection, pair_id=pair.id)
+            resolution = resolution_for(span or DEFAULT_SPAN, len(items))
             since = self._clock.now() - (span or DEFAULT_SPAN)
             rows = await store.rows_of_all(connection, [item.vm_id for item in items], resolution, since)
         return Series(rows, min((item.created for item in items), default=0.0), len(items))
