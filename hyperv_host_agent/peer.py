@@ -74,6 +74,7 @@ class Peer:
             wanted=tuple(Wanted(wanted.disk_id, Run(wanted.start, wanted.count)) for wanted in answer.wanted),
             awaiting_seed=answer.awaiting_seed,
             seed=answer.seed,
+            seed_after=answer.seed_after,
         )
 
     async def fingerprints(

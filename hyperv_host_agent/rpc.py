@@ -105,6 +105,7 @@ class Replication:
         )
         response.awaiting_seed = present.awaiting_seed
         response.seed = present.seed
+        response.seed_after = present.seed_after
         return response
 
     async def fingerprints(self, request: pb.FingerprintsRequest, context: FingerprintsContext) -> None:

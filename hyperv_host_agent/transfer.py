@@ -149,6 +149,10 @@ class Seen:
     def cycle(self, number: int) -> None:
         self.opened = max(self.opened, number)
 
+    def opens(self, number: int) -> None:
+        """A point of this number is being opened."""
+        self.opened = max(self.opened, number) if number > 1 else 1  # 1: a new chain, whose numbers start over
+
 
 class Transfer:
     """One VM's, from `run` to its cancellation. On the event loop; what blocks is in threads."""
@@ -327,7 +331,7 @@ class _Life:
                 await self._close_point()
                 await self._reader.run(self._source.discard)
             case OpenPoint():
-                self._seen.cycle(action.number)
+                self._seen.opens(action.number)
                 self._group.create_task(self._open_point(action))
             case ClosePoint():
                 await self._close_point()

@@ -8,10 +8,13 @@ changes may stand only on a cycle all that it relies on agree about; otherwise e
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Final
 
-from hyperv_host_agent.replication.cycle import Committed, DiskGeometry, Kind, TargetState, Wanted
+from hyperv_host_agent.replication.cycle import Committed, CycleHeader, DiskGeometry, Kind, TargetState, Wanted
 from hyperv_host_agent.replication.state import Flight, SenderState
 from twinsite.extents import Run, clusters
+
+MANY_WANTED: Final = 4096  # runs; as many as a target names at once, so there may be more
 
 
 class Fate(enum.Enum):
@@ -43,7 +46,7 @@ def fate(flight: Flight, target: TargetState, durable: int | None) -> Fate:
         if header.parent == 0
         else target.committed == Committed(header.parent, header.parent_id)
     )
-    if not stands:
+    if not stands or (flight.suppressed and target.awaiting_seed):
         return Fate.GIVEN_UP
     if flight.checkpoint is not None:
         # Behind its own ack: another store, or an older copy of it. What it has of the cycle is not what was acked.
@@ -68,7 +71,8 @@ def adopt(state: SenderState, target: TargetState) -> SenderState:
     fingerprint index describes another cycle than the target has and suppresses nothing until it is rebuilt.
     """
     if state.committed == target.committed:
-        return state
+        # A target that waits for its seed, again perhaps, may get another one than the index was made of.
+        return replace(state, trusted=False) if state.trusted and target.awaiting_seed else state
     instant = state.instant if target.committed else 0.0
     return replace(
         state, committed=target.committed, disks=(), recoverable=False, instant=instant, application=0.0, trusted=False
@@ -126,6 +130,15 @@ def copyable(flight: Flight, index: Committed | None) -> bool:
     brings the present geometry.
     """
     return not flight.suppressed or index == Committed(flight.header.parent, flight.header.parent_id)
+
+
+def early(header: CycleHeader, target: TargetState, carried: tuple[Wanted, ...]) -> bool:
+    """Whether a cycle is no recovery point because of what its base lacks; `carried`: what it brought of that.
+
+    `target` is what was known when it was sent.
+    """
+    lacks = target.wanted != carried or len(target.wanted) >= MANY_WANTED
+    return header.number <= target.seed_after or lacks
 
 
 def forced(wanted: Iterable[Wanted], disks: tuple[DiskGeometry, ...]) -> tuple[Wanted, ...]:

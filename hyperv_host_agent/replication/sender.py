@@ -7,7 +7,7 @@ from typing import Final
 
 from hyperv_host_agent.replication import resync
 from hyperv_host_agent.replication.claim import Claim
-from hyperv_host_agent.replication.cycle import CycleHeader, Kind, TargetState
+from hyperv_host_agent.replication.cycle import CycleHeader, Kind, TargetState, Wanted
 from hyperv_host_agent.replication.ownership import OlderTerm
 from hyperv_host_agent.replication.pace import Pace
 from hyperv_host_agent.replication.progress import Phase, Progress, View
@@ -63,7 +63,6 @@ WINDOW_BYTES: Final = 64 << 20  # sent and not durable at the target; what a cut
 LOOK_SECONDS: Final = 20.0  # the target's answer is as old as this at most when a cycle starts: it may want clusters
 FETCH_TRIES: Final = 3  # of fingerprints that a target, which answers otherwise, does not send
 FETCH_RETRY_SECONDS: Final = 60.0  # after it could not; without them everything written is sent
-MANY_WANTED: Final = 4096  # runs; as many as a target names at once, so there may be more
 
 
 class _Waiting(enum.Enum):
@@ -108,6 +107,7 @@ class Sender:
         self._flight = state.flight
         self._spool: tuple[Ready, ...] | None = None
         self._durable = 0  # batches of the spool that were acked and may be gone from it
+        self._carried: tuple[Wanted, ...] = ()  # what the target wanted when the cycle on its way was planned
         self._point: tuple[int, bytes] | None = None  # number and id of the point being opened
         self._stream: Stream | None = None
         self._streams = 0
@@ -297,6 +297,7 @@ class Sender:
         )
         if plan is None:
             self._note = "changes were not known while the seed is on its way: the disks are compared once it is there"
+            self._target = None
             self._pace.postpone(assigned, self._now)
             return [ClosePoint(), DiscardPoint(), *self._turn.end()]
         if plan.kind is not Kind.DELTA or self._state.recoverable:
@@ -307,6 +308,7 @@ class Sender:
         added = resync.added(self._state, event.disks)
         if plan.kind is Kind.DELTA:
             self._flight = Flight(header, None, plan.suppress)
+            self._carried = target.wanted
             self._waiting = _Waiting.READ
             return [ReadPoint(header, plan.suppress, added, resync.forced(target.wanted, event.disks))]
         # A copy is not read from the point, which would stay open for hours. The point is its anchor: whatever is
@@ -486,16 +488,20 @@ class Sender:
             return []
         header = flight.header
         copy = header.kind is not Kind.DELTA
-        consistent = not copy and not (target and (target.awaiting_seed or len(target.wanted) >= MANY_WANTED))
+        awaiting = header.placeholder or (not copy and target is not None and target.awaiting_seed)
+        early = target is not None and resync.early(header, target, self._carried)
+        consistent = not copy and not awaiting and not early
         self._flight = self._spool = None
+        self._carried = ()
         self._reason = None
         self._confirmed = True
         self._source = None  # ask before the next one: the anchor has moved
         # What it wants after this one, and whether its seed has come, it has to say itself.
-        open_questions = target is None or target.awaiting_seed or target.wanted or header.placeholder
+        open_questions = target is None or target.awaiting_seed or target.wanted or awaiting or early
         self._target = None if open_questions else TargetState(self._state.term, flight.named, None)
         seconds = self._progress.done(header, self._now, copy=copy)
-        self._pace.committed(self._assigned, self._now, copy=copy, consistency=header.consistency, seconds=seconds)
+        at_once = copy or (early and not awaiting)  # it is worth nothing before a later one
+        self._pace.committed(self._assigned, self._now, copy=at_once, consistency=header.consistency, seconds=seconds)
         application = header.instant if header.consistency == "application" else self._state.application
         state = replace(
             self._state,
@@ -504,7 +510,7 @@ class Sender:
             recoverable=consistent,
             instant=header.instant if consistent else self._state.instant,
             application=application,
-            trusted=sound and (flight.complete or self._state.trusted),
+            trusted=sound and not awaiting and (flight.complete or self._state.trusted),
             flight=None,
         )
         # The source lets go of the changes last: until the state says committed, they may be needed again.
@@ -515,7 +521,10 @@ class Sender:
         self._flight = self._spool = None
         self._source = None
         self._clean = True
-        stored = self._persist(replace(self._state, flight=None)) if self._state.flight else []
+        stored: list[Action] = []
+        if self._state.flight:
+            state = replace(self._state, flight=None)
+            stored = self._persist(resync.adopt(state, self._target) if self._target else state)
         return [*self._close(), *stored, DropSpool(), DropPending(), DiscardPoint()]
 
     def _close(self) -> list[Action]:

@@ -88,8 +88,7 @@ def dump(state: SenderState) -> bytes:
                     "cluster": flight.checkpoint.position.cluster,
                 },
             },
-        },
-        indent=1,
+        }
     ).encode()
 
 

@@ -182,7 +182,8 @@ class MemoryReplica:
             unfinished = Unfinished(header.number, header.id, durable, digest)
         awaited = self.awaited()
         seed = awaited.id if awaited else b""
-        return TargetState(kept.term, committed, unfinished, self.wanted(), awaited is not None, seed)
+        after = kept.seeded.after if kept.seeded else 0
+        return TargetState(kept.term, committed, unfinished, self.wanted(), awaited is not None, seed, after)
 
     def set_term(self, term: int) -> None:
         if term < self._kept.term:
@@ -422,7 +423,9 @@ class MemoryReplica:
         end = clusters(disk.size)
         for cluster in [cluster for cluster in content if cluster >= end]:
             del content[cluster]
-        if disk.size % CLUSTER and end - 1 in content:  # a shrink may have cut the last cluster; growing reads zeros
+        sizes = {other.id: other.size for other in before.info.disks} if before else {}
+        # A shrink may have cut the last cluster; growing reads zeros.
+        if disk.size % CLUSTER and end - 1 in content and sizes.get(disk.id, 0) > disk.size:
             frame, expected = content[end - 1]
             data = zstd_frame.content(frame)[: disk.size % CLUSTER].ljust(CLUSTER, b"\0")
             if is_zero(data):

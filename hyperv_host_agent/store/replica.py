@@ -72,9 +72,10 @@ class ChainReplica:
             newest = self._catalog.newest()
             committed = Committed(newest.cycle, newest.id) if newest else None
             wanted, placeholder = self._wanted.told(), self._catalog.placeholder()
+            after = self._catalog.seeded.after if self._catalog.seeded else 0
         unfinished = self._receiving.unfinished if self._receiving else None
         seed = placeholder.id if placeholder else b""
-        return TargetState(self._term, committed, unfinished, wanted, placeholder is not None, seed)
+        return TargetState(self._term, committed, unfinished, wanted, placeholder is not None, seed, after)
 
     def set_term(self, term: int) -> None:
         if term < self._term:

@@ -1,15 +1,16 @@
-"""The protected VM: a guest that writes, and the change tracking beneath it."""
+"""The protected VM: a guest that writes, disks that change under it, and the change tracking beneath it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hyperv_host_agent.replication.cycle import Committed, DiskGeometry
-from tests.simulation.content import ZERO
+from tests.simulation.content import ZERO, Token, cut
 from tests.simulation.world import World
 from twinsite.errors import Unreachable
-from twinsite.extents import CLUSTER
+from twinsite.extents import CLUSTER, cluster_length, clusters
 
-Content = dict[str, dict[int, int]]  # disk → cluster → token; a cluster that is not there is zero
+SECTOR = 512
+Content = dict[str, dict[int, Token]]  # disk → cluster → token; a cluster that is not there is zero
 
 
 class NotReadable(Unreachable):
@@ -20,8 +21,9 @@ class NotReadable(Unreachable):
 class Snapshot:
     """The source at one instant."""
 
-    instant: float
-    sizes: Mapping[str, int]  # in clusters
+    at: float  # seconds of the world
+    instant: float  # what the source's clock said
+    sizes: Mapping[str, int]  # in bytes
     content: Content
 
 
@@ -32,7 +34,8 @@ class Guest:
         self.world = world
         self.running = True
         self.silent = False
-        self.sizes = {"disk-a": world.rng.choice((6, 16, 60)), "disk-b": world.rng.randint(3, 10)}
+        self.clock = 1_000_000.0  # what its host's clock says beyond the world's
+        self.sizes = {"disk-a": self.size(world.rng.choice((6, 16, 60))), "disk-b": self.size(world.rng.randint(3, 10))}
         self.content: Content = {disk: {} for disk in self.sizes}
         self.past: dict[tuple[str, int], list[int]] = {}
         self.written = 0
@@ -41,6 +44,11 @@ class Guest:
         self.pace = world.between(0.05, 0.6)
         for _ in range(world.rng.choice((0, 12, 80))):
             self.write()
+
+    def size(self, count: int) -> int:
+        """So many clusters, the last of them often not whole."""
+        rng = self.world.rng
+        return (count - 1) * CLUSTER + rng.choice((CLUSTER, CLUSTER, SECTOR * rng.randint(1, CLUSTER // SECTOR - 1)))
 
     def live(self) -> None:
         if self.running and not self.silent:
@@ -51,17 +59,17 @@ class Guest:
     def write(self) -> None:
         rng = self.world.rng
         disk = rng.choice(list(self.sizes))
-        cluster = rng.randrange(self.sizes[disk])
-        before = self.past.setdefault((disk, cluster), [ZERO])
+        cluster = rng.randrange(clusters(self.sizes[disk]))
+        before = self.past.setdefault((disk, cluster), [0])
         if rng.random() < 0.35:
             token = rng.choice(before[-4:])
         else:
             self.written += 1
             token = self.written
             before.append(token)
-        self.put(disk, cluster, token)
+        self.put(disk, cluster, cut(token, cluster_length(cluster, self.sizes[disk])))
 
-    def put(self, disk: str, cluster: int, token: int) -> None:
+    def put(self, disk: str, cluster: int, token: Token) -> None:
         self.tracking.note(disk, cluster)
         if token == ZERO:
             self.content[disk].pop(cluster, None)
@@ -70,17 +78,33 @@ class Guest:
 
     def grow(self) -> None:
         disk = self.world.rng.choice(list(self.sizes))
-        self.sizes[disk] += self.world.rng.randint(1, 4)
+        self.resize(disk, max(self.sizes[disk], self.size(clusters(self.sizes[disk]) + self.world.rng.randint(0, 4))))
+
+    def shrink(self) -> None:
+        disk = self.world.rng.choice(list(self.sizes))
+        count = clusters(self.sizes[disk])
+        self.resize(disk, min(self.sizes[disk], self.size(self.world.rng.randint(max(1, count - 5), count))))
+
+    def resize(self, disk: str, size: int) -> None:
+        """What is cut off is gone: a disk that grows again holds zeros there."""
+        before, self.sizes[disk] = self.sizes[disk], size
+        held = self.content[disk]
+        for cluster in [cluster for cluster in held if cluster >= clusters(size)]:
+            del held[cluster]
+        last = clusters(size) - 1
+        if size < before and last in held:
+            self.put(disk, last, cut(held[last], cluster_length(last, size)))
+        self.tracking.resized(disk, before, size)
 
     def add_disk(self) -> None:
         disk = f"disk-{self.disks_made}"
         self.disks_made += 1
-        self.sizes[disk] = self.world.rng.randint(2, 6)
+        self.sizes[disk] = self.size(self.world.rng.randint(2, 6))
         self.content[disk] = {}
-        for cluster in range(self.sizes[disk]):
+        for cluster in range(clusters(self.sizes[disk])):
             if self.world.chance(0.3):
                 self.written += 1
-                self.content[disk][cluster] = self.written
+                self.content[disk][cluster] = cut(self.written, cluster_length(cluster, self.sizes[disk]))
         self.tracking.whole_disk(disk)
 
     def remove_disk(self) -> None:
@@ -95,10 +119,11 @@ class Guest:
         self.tracking.whole_disk(disk)
 
     def snapshot(self) -> Snapshot:
-        return Snapshot(self.world.now, dict(self.sizes), {disk: dict(held) for disk, held in self.content.items()})
+        content = {disk: dict(held) for disk, held in self.content.items()}
+        return Snapshot(self.world.now, self.world.now + self.clock, dict(self.sizes), content)
 
     def geometry(self) -> tuple[DiskGeometry, ...]:
-        return tuple(DiskGeometry(disk, size * CLUSTER) for disk, size in self.sizes.items())
+        return tuple(DiskGeometry(disk, size) for disk, size in self.sizes.items())
 
 
 @dataclass
@@ -118,8 +143,12 @@ class Tracking:
         if self.on:
             self.active.setdefault(disk, set()).add(cluster)
 
+    def resized(self, disk: str, before: int, after: int) -> None:
+        for cluster in range(clusters(before), clusters(after)):
+            self.note(disk, cluster)
+
     def whole_disk(self, disk: str) -> None:
-        self.active[disk] = set(range(self.guest.sizes[disk]))
+        self.active[disk] = set(range(clusters(self.guest.sizes[disk])))
 
     def forget_disk(self, disk: str) -> None:
         self.active.pop(disk, None)
@@ -149,15 +178,15 @@ class Tracking:
         self.waiting = named
         snapshot = self.guest.snapshot()
         everything = self.anchor is None or self.frozen_lost
-        dirty = {
-            disk: list(range(size)) if everything else sorted(self.frozen.get(disk, ()))
-            for disk, size in snapshot.sizes.items()
-        }
+        dirty = {}
+        for disk, size in snapshot.sizes.items():
+            end = clusters(size)
+            dirty[disk] = list(range(end)) if everything else sorted(c for c in self.frozen.get(disk, ()) if c < end)
         return snapshot, dirty, not self.frozen_lost
 
     def freeze(self) -> None:
-        for disk, clusters in self.active.items():
-            self.frozen.setdefault(disk, set()).update(clusters)
+        for disk, touched in self.active.items():
+            self.frozen.setdefault(disk, set()).update(touched)
         self.active = {}
         self.frozen_lost |= self.active_lost
         self.active_lost = False
@@ -170,8 +199,8 @@ class Tracking:
         self.frozen_lost = False
 
     def discard(self) -> None:
-        for disk, clusters in self.frozen.items():
-            self.active.setdefault(disk, set()).update(clusters)
+        for disk, touched in self.frozen.items():
+            self.active.setdefault(disk, set()).update(touched)
         self.active_lost |= self.frozen_lost
         self.frozen = {}
         self.frozen_lost = False

@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 
 from hyperv_host_agent.replication import sending as say
 from hyperv_host_agent.replication import state as states
-from hyperv_host_agent.replication.cycle import Batch, Committed, CycleHeader, TargetState
+from hyperv_host_agent.replication.cycle import Batch, Committed, CycleHeader, Kind, TargetState
 from hyperv_host_agent.replication.sender import Sender
 from tests.simulation import content
 from tests.simulation.machine import Guest, NotReadable, Snapshot
 from tests.simulation.network import Cut, Network, Stream
-from tests.simulation.target import BatchSent, BeginSent, EndSent, Target
-from tests.simulation.world import World
-from twinsite.digest import chain
+from tests.simulation.target import BatchSent, BeginSent, EndSent, Fingerprints, Target
+from tests.simulation.world import Violation, World
+from twinsite.digest import ZERO_FINGERPRINT, chain
 from twinsite.errors import TwinsiteError
-from twinsite.extents import CLUSTER, runs
+from twinsite.extents import CLUSTER, cluster_length, clusters, runs
 
 VM = "vm-1"
 WINDOW = 6000  # bytes, some twenty of these small batches
@@ -39,7 +39,6 @@ class Disk:
 
 @dataclass
 class Point:
-    header_id: bytes
     snapshot: Snapshot
     dirty: dict[str, list[int]]
 
@@ -54,6 +53,15 @@ class Made:
     cells: list[Cell]
 
 
+@dataclass
+class Turn:
+    """What the host's other VMs left to this one."""
+
+    number: int
+    copy: bool
+    given: bool = False
+
+
 class Source:
     sender_type: type[Sender] = Sender
 
@@ -63,11 +71,26 @@ class Source:
         self.snapshots: dict[bytes, Snapshot] = {}  # the run's own record: what the source was at each instant
         self.life = 0  # which incarnation of the agent; replies to an older one go nowhere
         self.up = False
-        self.assigned = say.Assigned(term=1, frequency=world.between(1.0, 8.0))
+        self.assigned = say.Assigned(
+            term=1,
+            frequency=world.between(1.0, 8.0),
+            application_every=world.rng.choice((0.0, 0.0, 15.0, 40.0)),
+            offline=world.chance(0.2),
+            not_before=world.between(5, 40) if world.chance(0.15) else 0.0,
+        )
         self.deadly = 0.0  # chance to die before an action
         self.flaky = 0.0  # chance that the source cannot be read
+        self.crowded = world.rng.choice((0.0, 0.0, 0.2))  # chance to wait for seconds for a turn
+        self.freezing = world.rng.choice((0.0, 0.6, 1.0))  # chance that an application-consistent point is one
+        self.opened = 0  # newest cycle whose instant may have passed
+        self.asked = False  # the target, in this life
+        self.fetch_failed = -1e9  # when fingerprints were last asked for in vain
+        self.suppressed: dict[bytes, bool] = {}  # cycles by id: whether what the target has was left out
+        self.planned: dict[bytes, float] = {}
+        self.forced: dict[bytes, set[tuple[str, int]]] = {}
+        self.whole: dict[bytes, frozenset[str]] = {}
         self.clusters_per_batch = world.rng.randint(1, 4)
-        self.judge_index: Callable[[], None] = lambda: None
+        self.judge_state: Callable[[], None] = lambda: None
         self.boot()
 
     # ------------------------------------------------------------------------------------------- life and death
@@ -85,6 +108,9 @@ class Source:
         self.spool: dict[int, Made] = {}
         self.pending = self.disk.pending and Pending(self.disk.pending.id, dict(self.disk.pending.batches))
         self.wakes = 0
+        self.turn: Turn | None = None
+        self.opened = state.flight.header.number if state.flight else 0
+        self.asked = False
         self.feed(self.assigned)
 
     def die(self) -> None:
@@ -130,21 +156,23 @@ class Source:
     def act(self, action: say.Action) -> None:
         match action:
             case say.Wake(at):
+                if self.turn is not None:
+                    raise Violation("it keeps its turn while it waits")
                 self.wakes += 1
                 number = self.wakes
                 self.later(max(0.0, at - self.world.now), lambda: number == self.wakes and self.feed(say.Woke()))
             case say.Persist(state):
                 self.disk.state = states.dump(state)
-                if state.trusted and state.flight is None:
-                    self.judge_index()
+                if state.flight is None:
+                    self.judge_state()
             case say.AskTarget():
                 self.ask_target()
-            case say.AskTurn(turn):
-                self.reply(say.TurnGiven(turn))
+            case say.AskTurn():
+                self.ask_turn(action)
             case say.EndTurn():
-                pass
-            case say.FetchIndex():
-                self.reply(say.IndexFetched(sound=False))
+                self.turn = None
+            case say.FetchIndex(committed):
+                self.fetch_index(committed)
             case say.AskSource():
                 self.ask_source()
             case say.AckPoint(committed):
@@ -153,6 +181,10 @@ class Source:
                 self.point = None
                 self.guest.tracking.discard()
             case say.OpenPoint(number, id_, consistency):
+                self.has_turn(copy=False)
+                if self.sender.state.committed is None and self.world.now < self.assigned.not_before:
+                    raise Violation("a first copy began before its time")
+                self.opened = max(self.opened, number) if number != 1 else 1
                 self.later(self.world.between(0.01, 0.3), lambda: self.open_point(Committed(number, id_), consistency))
             case say.ClosePoint():
                 self.point = None
@@ -189,11 +221,51 @@ class Source:
             if not self.up or self.life != life:
                 return
             if isinstance(value, TargetState):
+                self.opened = max(self.opened, value.committed.number if value.committed else 0)
+                self.asked = True
                 self.feed(say.TargetKnown(value))
             else:
                 self.feed(say.TargetFailed(Cut()))
 
         self.network.call(self.target.asked, answered)
+
+    def ask_turn(self, action: say.AskTurn) -> None:
+        self.turn = turn = Turn(action.turn, action.copy)
+
+        def given() -> None:
+            turn.given = True  # though it may not be the one that counts any more
+            self.feed(say.TurnGiven(turn.number))
+
+        busy = not action.urgent and self.world.chance(self.crowded)
+        self.later(self.world.between(0.5, 6.0) if busy else self.world.between(0.0, 0.05), given)
+
+    def has_turn(self, *, copy: bool) -> None:
+        turn = self.turn
+        if turn is None or not turn.given or turn.copy != copy:
+            raise Violation("it runs without its turn")
+
+    def fetch_index(self, committed: Committed) -> None:
+        life = self.life
+
+        def stored(found: Fingerprints) -> None:
+            if self.world.chance(self.flaky):
+                self.fetch_failed = self.world.now
+                self.feed(say.IndexFetched(sound=False))
+                return
+            self.disk.index = {disk.id: dict(found.by_disk[disk.id]) for disk in found.disks}
+            self.disk.index_of = committed
+            self.reply(say.IndexFetched(sound=True, disks=found.disks))
+
+        def answered(value: object | None) -> None:
+            if not self.up or self.life != life:
+                return
+            if isinstance(value, Fingerprints):
+                self.later(self.world.between(0.01, 1.0), lambda: stored(value))
+                return
+            self.fetch_failed = self.world.now
+            self.feed(say.TargetFailed(Cut()) if value is None else say.IndexFetched(sound=False))
+
+        self.network.call(lambda back: self.target.tell_fingerprints(committed, back), answered)
 
     def ask_source(self) -> None:
         tracking = self.guest.tracking
@@ -213,25 +285,26 @@ class Source:
             self.feed(say.SourceFailed(error))
             return
         self.snapshots[named.id] = snapshot
-        self.point = Point(named.id, snapshot, dirty)
-        opened = say.PointOpened(snapshot.instant, consistency, self.guest.geometry(), whole)
-        self.reply(opened)
+        self.point = Point(snapshot, dirty)
+        if consistency == "application" and not self.world.chance(self.freezing):
+            consistency = "crash"
+        doubt = "" if whole else "writes went by unseen"
+        self.reply(say.PointOpened(snapshot.instant, consistency, self.guest.geometry(), whole, b"", doubt))
 
     # ------------------------------------------------------------------------------------------------- reading
 
-    def wanted(self, header: CycleHeader, disk: int, clusters: list[tuple[int, int]], *, suppress: bool) -> list[Cell]:
-        """Of (cluster, token) pairs what goes, with tokens put aside in `tokens`."""
-        name = header.disks[disk].id
-        known = (self.disk.index or {}).get(name, {})
+    def differing(self, disk: str, tokens: dict[int, content.Token], *, suppress: bool) -> list[Cell]:
+        known = (self.disk.index or {}).get(disk, {})
         cells = []
-        for cluster, token in clusters:
+        for cluster, token in tokens.items():
             fingerprint = content.fingerprint(token)
-            if suppress and known.get(cluster, content.fingerprint(content.ZERO)) == fingerprint:
-                continue
-            cells.append((name, cluster, fingerprint))
+            if not suppress or known.get(cluster, ZERO_FINGERPRINT) != fingerprint:
+                cells.append((disk, cluster, fingerprint))
         return cells
 
-    def make(self, sequence: int, disk: int, cells: list[Cell], tokens: dict[int, int], before: bytes) -> Made:
+    def make(
+        self, sequence: int, disk: int, cells: list[Cell], tokens: dict[int, content.Token], before: bytes
+    ) -> Made:
         data = [cell for cell in cells if tokens[cell[1]] != content.ZERO]
         frames = [content.frame(tokens[cluster]) for _, cluster, _ in data]
         zeros = tuple(runs(cluster for _, cluster, _ in cells if tokens[cluster] == content.ZERO))
@@ -257,35 +330,53 @@ class Source:
             return
         self.spool = {}
         self.pending = Pending(header.id)
+        self.suppressed[header.id] = action.suppress
+        self.planned[header.id] = self.world.now
+        self.whole[header.id] = action.whole
+        forced = self.forced[header.id] = self.forced_by(action)
         digest = bytes(16)
         for index, disk in enumerate(header.disks):
             held = point.snapshot.content[disk.id]
             whole = disk.id in action.whole
-            places = range(point.snapshot.sizes[disk.id]) if whole else point.dirty[disk.id]
-            cells = self.wanted(
-                header, index, [(c, held.get(c, content.ZERO)) for c in places], suppress=action.suppress and not whole
-            )
+            places = range(clusters(point.snapshot.sizes[disk.id])) if whole else point.dirty[disk.id]
+            tokens = {c: held.get(c, content.ZERO) for c in places}
+            cells = self.differing(disk.id, tokens, suppress=action.suppress and not whole)
+            seen = {cluster for _, cluster, _ in cells}
+            for cluster in [c for name, c in forced if name == disk.id and c not in seen]:
+                tokens[cluster] = held.get(cluster, content.ZERO)
+                cells.append((disk.id, cluster, content.fingerprint(tokens[cluster])))
+            cells.sort()
             for at in range(0, len(cells), self.clusters_per_batch):
                 part = cells[at : at + self.clusters_per_batch]
-                made = self.make(
-                    len(self.spool) + 1, index, part, {c: held.get(c, content.ZERO) for _, c, _ in part}, digest
-                )
+                made = self.make(len(self.spool) + 1, index, part, tokens, digest)
                 digest = made.ready.digest
                 self.spool[made.ready.sequence] = made
                 self.pending.batches[made.ready.sequence] = made.cells
         self.reply(say.PointRead(tuple(made.ready for made in self.spool.values())), self.world.between(0.01, 0.5))
 
+    def forced_by(self, action: say.ReadPoint) -> set[tuple[str, int]]:
+        ends = {disk.id: clusters(disk.size) for disk in action.header.disks}
+        if any(want.disk not in ends or want.run.end > ends[want.disk] for want in action.forced):
+            raise Violation("a cluster is forced that no disk has")
+        return {(want.disk, cluster) for want in action.forced for cluster in range(want.run.start, want.run.end)}
+
     def read_slice(self, action: say.ReadSlice) -> None:
         header, position = action.header, action.position
         disk = header.disks[position.disk]
-        size = disk.size // CLUSTER
+        size = clusters(disk.size)
+        self.suppressed[header.id] = action.suppress
+        self.planned.setdefault(header.id, self.world.now)
+        self.whole[header.id] = action.whole
         if self.world.chance(self.flaky) or not self.guest.running:
             self.feed(say.SourceFailed(NotReadable(), action.stream))
             return
         end = min(size, position.cluster + self.clusters_per_batch)
         held = self.guest.content.get(disk.id, {})
-        tokens = {c: held.get(c, content.ZERO) for c in range(position.cluster, end)}
-        cells = self.wanted(header, position.disk, list(tokens.items()), suppress=action.suppress)
+        tokens = {
+            c: content.cut(held.get(c, content.ZERO), cluster_length(c, disk.size))
+            for c in range(position.cluster, end)
+        }
+        cells = self.differing(disk.id, tokens, suppress=action.suppress and disk.id not in action.whole)
         after = states.Position(position.disk, end) if end < size else states.Position(position.disk + 1, 0)
         if self.pending is None or self.pending.id != header.id:
             self.pending = Pending(header.id)
@@ -312,13 +403,13 @@ class Source:
         if sound and pending:
             self.disk.index_of = named
             index = {} if complete else {disk: dict(held) for disk, held in (self.disk.index or {}).items()}
-            sizes = {disk.id: disk.size // CLUSTER for disk in header.disks}
+            sizes = {disk.id: clusters(disk.size) for disk in header.disks}
             for cells in pending.batches.values():
                 for disk, cluster, fingerprint in cells:
                     index.setdefault(disk, {})[cluster] = fingerprint
             self.disk.index = {
-                disk: {cluster: held for cluster, held in clusters.items() if cluster < sizes[disk]}
-                for disk, clusters in index.items()
+                disk: {cluster: print_ for cluster, print_ in held.items() if cluster < sizes[disk]}
+                for disk, held in index.items()
                 if disk in sizes
             }
         self.reply(say.Applied(sound))
@@ -326,6 +417,8 @@ class Source:
     # -------------------------------------------------------------------------------------------------- stream
 
     def begin_stream(self, action: say.BeginStream) -> None:
+        header = action.header
+        self.has_turn(copy=header.kind is not Kind.DELTA and not header.placeholder)
         if self.stream:
             self.stream.cut(by=1)
         number, life = action.stream, self.life

@@ -7,10 +7,12 @@ from hyperv_host_agent.replication import receiving as say
 from hyperv_host_agent.replication import retention
 from hyperv_host_agent.replication.cycle import Batch, Committed, CycleHeader, DiskGeometry
 from hyperv_host_agent.replication.receiver import Receiver
-from hyperv_host_agent.store.memory import MemoryStore
+from hyperv_host_agent.store.memory import MemoryStore, _Point
 from tests.simulation.network import Network, Stream
 from tests.simulation.world import Violation, World
+from twinsite.clock import Boot
 from twinsite.errors import TwinsiteError
+from twinsite.extents import clusters
 
 VM = "vm-1"
 SYNC = 1500  # bytes, some five of these small batches
@@ -35,6 +37,12 @@ class EndSent:
     digest: bytes
 
 
+@dataclass(frozen=True)
+class Fingerprints:
+    disks: tuple[DiskGeometry, ...]
+    by_disk: dict[str, dict[int, bytes]]
+
+
 @dataclass
 class Promises:
     """What the target said and must stay true, whatever happens to it."""
@@ -44,17 +52,30 @@ class Promises:
     durable: tuple[bytes, int] = (b"", 0)  # of which cycle, how many batches
 
 
+@dataclass(frozen=True)
+class Arrived:
+    """A cycle that was just committed, and what was there before."""
+
+    header: CycleHeader
+    seen: list[set[int]]
+    batches: list[tuple[Batch, bytes]]
+    before: _Point
+    lacked: set[tuple[str, int]]
+    awaiting: bool
+
+
 class Target:
     receiver_type: type[Receiver] = Receiver
 
     def __init__(self, world: World, network: Network, judge: Callable[["Target", CycleHeader], None]) -> None:
         self.world, self.network, self.judge = world, network, judge
-        self.store = MemoryStore(capacity=1 << 30)
+        self.store = MemoryStore(capacity=1 << 30, read=lambda: Boot("one", 0.0, 0.0))
         self.promises = Promises()
         self.history: dict[int, object] = {}  # cycle → its content when it was committed
         self.life = 0
         self.up = False
         self.deadly = 0.0
+        self.judge_wire: Callable[[Arrived], None] = lambda _arrived: None
         self.grants: Callable[[], tuple[DiskGeometry, ...]] = tuple
         self.boot()
 
@@ -101,6 +122,12 @@ class Target:
             elif self.content(cycle) != held:
                 raise Violation(f"point {cycle} changed")
 
+    def remember(self) -> None:
+        """Something other than a cycle changed what points hold."""
+        for cycle in self.history:
+            if cycle in self.replica._kept.points:
+                self.history[cycle] = self.content(cycle)
+
     def content(self, cycle: int) -> object:
         return {disk: dict(cells) for disk, cells in self.replica._kept.points[cycle].disks.items()}
 
@@ -111,6 +138,16 @@ class Target:
             number = self.network.number()
             self.calls[number] = back
             self.feed(say.Asked(number, self.replica.state()))
+
+    def tell_fingerprints(self, committed: Committed, back: Callable[[object], None]) -> None:
+        if not self.up:
+            return
+        if self.replica.state().committed != committed:
+            back("another cycle is here")
+            return
+        disks = self.replica.points()[-1].disks
+        by_disk = {disk.id: dict(self.replica.fingerprints(disk.id, 0, clusters(disk.size))) for disk in disks}
+        back(Fingerprints(disks, by_disk))
 
     def accept(self, to_source: Callable[[object], None]) -> Stream:
         life = self.life
@@ -219,7 +256,13 @@ class Target:
         header = self.header
         if header.term < self.promises.term:
             raise Violation(f"cycle {header.number} of term {header.term} was committed in term {self.promises.term}")
+        receiving = self.replica._kept.receiving
+        before = self.replica._kept.points.get(header.parent)
+        lacked = set(self.replica._kept.wanted)
+        awaiting = self.replica.awaited() is not None
         self.replica.commit()
+        if receiving and before:
+            self.judge_wire(Arrived(header, receiving.seen, receiving.batches, before, lacked, awaiting))
         self.history[header.number] = self.content(header.number)
         self.promises.durable = (b"", 0)
         self.judge(self, header)
