@@ -36,6 +36,8 @@ class Packed:
     zeros: list[Run] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
     frame_bytes: int = 0
+    message: bytes = b""  # once it is made
+    link: bytes = b""  # of the message, for the chain digest
     frame_seconds: float = 0.0  # in which they were made
     pack_seconds: float = 0.0  # of one thread in all this
     read_seconds: float = 0.0  # and in reading before it

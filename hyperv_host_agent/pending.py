@@ -8,10 +8,11 @@ import os
 import struct
 import zlib
 from array import array
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Self
 
 from hyperv_host_agent.changes.fingerprints import FingerprintIndex, IndexDamaged
 from hyperv_host_agent.replication.cycle import ID_BYTES, Committed, CycleHeader
@@ -31,6 +32,11 @@ class _Record:
     fingerprints: bytes
     zeros: "array[int]"  # start, count, start, count …
 
+    @classmethod
+    def of(cls, sequence: int, disk: int, clusters: Sequence[int], fingerprints: bytes, zeros: Sequence[Run]) -> Self:
+        flat = array("Q", (number for run in zeros for number in (run.start, run.count)))
+        return cls(sequence, disk, array("Q", clusters), fingerprints, flat)
+
     def dump(self) -> bytes:
         body = b"".join(
             (
@@ -44,7 +50,7 @@ class _Record:
 
 
 class Pending:
-    """One caller at a time. Blocking."""
+    """One caller at a time, blocking; except for `note`."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "pending"
@@ -52,13 +58,42 @@ class Pending:
         self._id = b""
         self._named = False  # the log's name is durable
         self._next = 1  # the batch that may come next
+        self._notes: deque[tuple[bytes, _Record]] = deque()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def note(
+        self,
+        cycle: bytes,
+        sequence: int,
+        disk: int,
+        *,
+        clusters: Sequence[int],
+        fingerprints: bytes,
+        zeros: Sequence[Run],
+    ) -> int:
+        """Take up a batch that is about to be sent; beside any call and without blocking. How many were taken up so.
+
+        The next call writes it down, in the cycle and at the place it names, as `begin` and `add` would have.
+        """
+        self._notes.append((cycle, _Record.of(sequence, disk, clusters, fingerprints, zeros)))
+        return len(self._notes)
+
+    def write(self) -> None:
+        """Write down what was noted, so that memory holds no more of it."""
+        while self._notes:
+            cycle, record = self._notes.popleft()
+            self._begin(cycle, record.sequence)
+            self._add(record)
 
     def begin(self, cycle: bytes, sequence: int) -> None:
         """Collect for this cycle from batch `sequence` on; what is there of earlier batches of it stays."""
+        self.write()
+        self._begin(cycle, sequence)
+
+    def _begin(self, cycle: bytes, sequence: int) -> None:
         if self._file is not None and self._id == cycle and self._next == sequence:
             return
-        self.close()
+        self._close()
         keep = 0
         if sequence > 1:
             keep, present = self._extent(cycle, sequence)
@@ -73,14 +108,18 @@ class Pending:
         self._id, self._next, self._named = cycle, sequence, False
 
     def add(self, sequence: int, disk: int, clusters: Sequence[int], fingerprints: bytes, zeros: Sequence[Run]) -> None:
-        if self._file is None or sequence != self._next:
-            raise ValueError(f"batch {sequence} is not the one that may come next")
-        flat = array("Q", (number for run in zeros for number in (run.start, run.count)))
-        self._file.write(_Record(sequence, disk, array("Q", clusters), fingerprints, flat).dump())
+        self.write()
+        self._add(_Record.of(sequence, disk, clusters, fingerprints, zeros))
+
+    def _add(self, record: _Record) -> None:
+        if self._file is None or record.sequence != self._next:
+            raise ValueError(f"batch {record.sequence} is not the one that may come next")
+        self._file.write(record.dump())
         self._next += 1
 
     def store(self, cycle: bytes, through: int) -> None:
         """Durable up to that batch. Raises ValueError when they are not all here."""
+        self.write()
         if self._file is None or self._id != cycle or through >= self._next:
             _, present = self._extent(cycle, through + 1)
             if present < through:
@@ -120,11 +159,16 @@ class Pending:
         return True
 
     def drop(self) -> None:
+        self._notes.clear()
         self.close()
         self._path.unlink(missing_ok=True)
         sync_directory(self._path.parent)
 
     def close(self) -> None:
+        self.write()
+        self._close()
+
+    def _close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None

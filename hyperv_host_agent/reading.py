@@ -25,16 +25,18 @@ from hyperv_host_agent.replication.cycle import DiskGeometry
 from hyperv_host_agent.replication.sending import ReadPoint, ReadSlice, Ready
 from hyperv_host_agent.replication.state import Position
 from hyperv_host_agent.spool import Spool
-from twinsite.digest import CHAIN_START
+from twinsite.digest import CHAIN_START, chained
 from twinsite.extents import CLUSTER, Run, clusters
 from twinsite.units import MiB
 
 UNIT_CLUSTERS: Final = 32  # read at once: 2 MiB
-BATCH_BYTES: Final = 1 * MiB  # a batch is full with so many bytes of frames; one more unit still fits a message
-BATCH_CLUSTERS: Final = 512  # or when so many clusters were looked at
+BATCH_BYTES: Final = 1 * MiB  # of content in a batch; gRPC is at its best with messages of about that size
+BATCH_CLUSTERS: Final = 512  # looked at before the sender is told how far it is
 AHEAD: Final = 6  # units on their way at one time
 PLANNED: Final = 1024  # units known ahead of being read
 COPY_PLANNED: Final = 64  # of a copy, whose units may get smaller while it runs
+ZERO_RUNS: Final = 2048  # gathered in one batch; with those of one more unit it is still one that is taken
+NOTES: Final = 256  # batches whose fingerprints wait in memory to be written down
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
@@ -137,67 +139,62 @@ class Reader:
 
     async def slice(self, order: ReadSlice) -> tuple[Built | None, Position, Work]:
         """The next batch of a copy, None when nothing had to go; where the copy goes on, and what it took."""
-        disks = order.header.disks
-        self._ends = {disk.id: clusters(disk.size) for disk in await self.run(self.source.disks)}
+        disks, work = order.header.disks, Work()
         way = await self._continued(order)
-        gathered: Packed | None = None
-        work = Work()
-        position, looked = order.position, 0
-        while await self._ahead(way, disks):
-            unit, flying = way.flying[0]
-            if gathered is not None and unit.disk != gathered.disk:
-                break
-            packed = await asyncio.wrap_future(flying)
-            way.flying.popleft()
-            work.add(packed)
-            looked += unit.count
-            position = _after(disks, unit)
-            if gathered is None:
-                gathered = packed
-            else:
-                gathered.extend(packed)
-            if gathered.frame_bytes >= self.batch_bytes or looked >= BATCH_CLUSTERS:
-                break
-        if not await self._ahead(way, disks):
-            position = Position(len(disks), 0)
+        packed, last = await self._next(way, disks, work)
+        more = await self._ahead(way, disks)
+        position = _after(disks, last) if more and last is not None else Position(len(disks), 0)
         self._copy = (order.header.id, order.stream, position, way)
-        if gathered is None or not gathered.changed_clusters:
+        if packed is None:
             # What an older stream noted from here on must go, also when nothing more has to be sent.
             await self.run(self.pending.begin, order.header.id, order.sequence)
             return None, position, work
-        return await self.run(self._build, gathered, order, order.sequence, order.digest), position, work
+        if self._note(order, packed) > NOTES:
+            await self.run(self.pending.write)
+        return _built(packed, order.sequence, order.digest, disks), position, work
 
     async def point(self, point: SourcePoint, order: ReadPoint, spool: Spool) -> tuple[tuple[Ready, ...], Work]:
         """All of a point's changes into the spool, and what it took."""
         work = Work()
+        disks = order.header.disks
         await self.stop()
         await self.run(self.pending.begin, order.header.id, 1)
         way = _Way(reading_plan.changes(point, order, self._unit()))
+        made: list[Ready] = []
         try:
-            return await self._point(way, order, spool, work), work
+            while await self._ahead(way, disks):
+                packed, _ = await self._next(way, disks, work)
+                if packed is not None:
+                    built = _built(packed, len(made) + 1, made[-1].digest if made else CHAIN_START, disks)
+                    await self.run(self._keep, built, packed, spool)
+                    made.append(built.ready)
         finally:
             await asyncio.shield(_landed(way))
+        return tuple(made), work
 
-    async def _point(self, way: _Way, order: ReadPoint, spool: Spool, work: Work) -> tuple[Ready, ...]:
-        made: list[Ready] = []
-        gathered: Packed | None = None
-        while await self._ahead(way, order.header.disks):
-            unit, flying = way.flying.popleft()
+    async def _next(self, way: _Way, disks: tuple[DiskGeometry, ...], work: Work) -> tuple[Packed | None, Unit | None]:
+        """The next batch, None when so much was looked at in vain; and the last unit that is dealt with."""
+        zeros: Packed | None = None
+        last: Unit | None = None
+        looked = 0
+        while looked < BATCH_CLUSTERS and await self._ahead(way, disks):
+            unit, flying = way.flying[0]
             packed = await asyncio.wrap_future(flying)
+            if zeros is not None and (packed.clusters or packed.disk != zeros.disk or len(zeros.zeros) > ZERO_RUNS):
+                break  # that is a batch of its own
+            way.flying.popleft()
+            last = unit
             work.add(packed)
-            if gathered is not None and gathered.disk != unit.disk:
-                await self._spool(gathered, order, spool, made)
-                gathered = None
-            if gathered is None:
-                gathered = packed
-            else:
-                gathered.extend(packed)
-            if gathered.frame_bytes >= self.batch_bytes or gathered.changed_clusters >= BATCH_CLUSTERS:
-                await self._spool(gathered, order, spool, made)
-                gathered = None
-        if gathered is not None:
-            await self._spool(gathered, order, spool, made)
-        return tuple(made)
+            looked += min(unit.count, UNIT_CLUSTERS)
+            if packed.clusters:
+                return packed, last
+            if packed.zeros and zeros is not None:
+                zeros.extend(packed)
+            elif packed.zeros:
+                zeros = packed
+        if zeros is not None:
+            _finish(zeros)
+        return zeros, last
 
     async def stop(self) -> None:
         """Nothing more is read ahead, and nothing is being read when it returns."""
@@ -213,24 +210,20 @@ class Reader:
         await self.run(self.index.close)
         self._thread.shutdown(wait=False)
 
-    async def _spool(self, gathered: Packed, order: ReadPoint, spool: Spool, made: list[Ready]) -> None:
-        if not gathered.changed_clusters:
-            return
-        sequence = len(made) + 1
-        digest = made[-1].digest if made else CHAIN_START
-        made.append(await self.run(self._build_to_spool, gathered, order, sequence, digest, spool))
-
-    def _build_to_spool(self, gathered: Packed, order: ReadPoint, sequence: int, digest: bytes, spool: Spool) -> Ready:
-        built = self._build(gathered, order, sequence, digest)
+    def _keep(self, built: Built, packed: Packed, spool: Spool) -> None:
+        sequence = built.ready.sequence
         spool.append(sequence, built.message)
-        return built.ready
+        self.pending.add(sequence, packed.disk, packed.clusters, bytes(packed.fingerprints), packed.zeros)
 
-    def _build(self, gathered: Packed, order: ReadSlice | ReadPoint, sequence: int, digest: bytes) -> Built:
-        """The message; its fingerprints are noted. One visit to the thread, since each costs a switch or two."""
-        built = _build(gathered, sequence, digest, order.header.disks)
-        self.pending.begin(order.header.id, sequence)
-        self.pending.add(sequence, gathered.disk, gathered.clusters, bytes(gathered.fingerprints), gathered.zeros)
-        return built
+    def _note(self, order: ReadSlice, packed: Packed) -> int:
+        return self.pending.note(
+            order.header.id,
+            order.sequence,
+            packed.disk,
+            clusters=packed.clusters,
+            fingerprints=bytes(packed.fingerprints),
+            zeros=packed.zeros,
+        )
 
     async def _continued(self, order: ReadSlice) -> _Way:
         if self._copy is not None:
@@ -243,13 +236,18 @@ class Reader:
     async def _ahead(self, way: _Way, disks: tuple[DiskGeometry, ...]) -> bool:
         """Units are on their way, as many as may be; False: there are none left."""
         if len(way.planned) < AHEAD and not way.ended:
-            more = await self.run(list, islice(way.units, way.window))  # what is a hole, the source says in its thread
-            way.planned.extend(more)
-            way.ended = len(more) < way.window
-        while len(way.flying) < AHEAD and way.planned:
+            planned = await self.run(self._plan, way)
+            way.planned.extend(planned)
+            way.ended = len(planned) < way.window
+        while way.planned and len(way.flying) < AHEAD:
             unit = way.planned.popleft()
             way.flying.append((unit, self._compressors.pool.submit(self._pack, unit, disks[unit.disk].id)))
         return bool(way.flying)
+
+    def _plan(self, way: _Way) -> list[Unit]:
+        """The source is asked in its thread, for a bounded number of units."""
+        self._ends = {disk.id: clusters(disk.size) for disk in self.source.disks()}
+        return list(islice(way.units, way.window))
 
     def _pack(self, unit: Unit, disk: str) -> Packed:
         started = time.monotonic()
@@ -262,6 +260,8 @@ class Reader:
                 packing.holes(packed, run, known)
             else:
                 packer.pack(packed, run, content, known)
+        if packed.clusters:
+            _finish(packed)
         packed.read_seconds = read - started
         packed.pack_seconds = time.monotonic() - read
         return packed
@@ -298,21 +298,26 @@ async def _landed(way: _Way) -> None:
     await asyncio.gather(*flying, return_exceptions=True)
 
 
-def _build(gathered: Packed, sequence: int, digest: bytes, disks: tuple[DiskGeometry, ...]) -> Built:
+def _finish(packed: Packed) -> None:
+    """Make the message, in whatever thread that is: all of it but its place among the others."""
     header = wire.batch_header(
-        sequence,
-        gathered.disk,
-        clusters=gathered.clusters,
-        lengths=gathered.lengths,
-        prints=bytes(gathered.fingerprints),
-        zeros=gathered.zeros,
+        0,
+        packed.disk,
+        clusters=packed.clusters,
+        lengths=packed.lengths,
+        prints=bytes(packed.fingerprints),
+        zeros=packed.zeros,
     )
-    message = wire.encode(header, gathered.parts)
-    changed = min(gathered.changed_clusters * CLUSTER, disks[gathered.disk].size)
-    content = min(len(gathered.clusters) * CLUSTER, changed)
-    return Built(
-        message, Ready(sequence, len(message), wire.chain(digest, message), changed, content, disk=gathered.disk)
-    )
+    packed.message = wire.encode(header, packed.parts)
+    packed.link = wire.link(packed.message)
+    packed.parts.clear()
+
+
+def _built(packed: Packed, sequence: int, before: bytes, disks: tuple[DiskGeometry, ...]) -> Built:
+    changed = min(packed.changed_clusters * CLUSTER, disks[packed.disk].size)
+    content = min(len(packed.clusters) * CLUSTER, changed)
+    digest = chained(before, packed.link)
+    return Built(packed.message, Ready(sequence, len(packed.message), digest, changed, content, disk=packed.disk))
 
 
 def _after(disks: tuple[DiskGeometry, ...], unit: Unit) -> Position:

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from hyperv_host_agent.replicas import Held, Replicas
@@ -60,7 +60,7 @@ class Reception:
     async def ask(self) -> TargetState:
         """What the target has, for `Open`."""
         call = next(_numbers)
-        for action in await self._follow(lambda: Asked(call, self.held.replica.state())):
+        for action in await self._follow(lambda: [Asked(call, self.held.replica.state())]):
             if isinstance(action, Answer) and action.call == call:
                 return action.state
         raise AssertionError("an Asked is always answered")
@@ -74,8 +74,9 @@ class Reception:
         replies = self._streams[number] = asyncio.Queue()
         return Stream(self, number, replies)
 
-    async def tell(self, event: Event) -> None:
-        await self._tell(event)
+    async def tell(self, *events: Event) -> None:
+        """In order, in one visit to the store's thread."""
+        await self._tell(*events)
 
     async def tick(self) -> None:
         """Runs beside a stream."""
@@ -87,14 +88,16 @@ class Reception:
         self._streams.pop(number, None)
         await self._tell(StreamClosed(number))
 
-    async def _tell(self, event: Event) -> list[Action]:
-        return await self._follow(lambda: event)
+    async def _tell(self, *events: Event) -> list[Action]:
+        return await self._follow(lambda: events)
 
-    async def _follow(self, event: Callable[[], Event]) -> list[Action]:
-        """`event` is made in the store's thread, with nothing between what it says of the store and what follows."""
+    async def _follow(self, events: Callable[[], Sequence[Event]]) -> list[Action]:
+        """`events` are made in the store's thread, with nothing between what they say of the store and what follows."""
         points: list[PointInfo] = []
         failures: list[TwinsiteError] = []
-        replies = await self.held.run(lambda: self._step(event(), points, failures))
+        replies = await self.held.run(
+            lambda: [reply for event in events() for reply in self._step(event, points, failures)]
+        )
         for action in replies:
             if isinstance(action, Reply) and (queue := self._streams.get(action.stream)) is not None:
                 queue.put_nowait(action)

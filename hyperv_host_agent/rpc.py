@@ -140,7 +140,7 @@ class Replication:
                     Granted(grant.term, tuple(DiskGeometry(disk, size) for disk, size in grant.disks)),
                 )
             )
-            await _receive(stream, context)
+            await _receive(stream, frame.resume_after, context)
         finally:
             await asyncio.shield(reception.closed(stream.number))
 
@@ -191,12 +191,12 @@ class Replication:
         )
 
 
-async def _receive(stream: Stream, context: Context) -> None:
-    """Until the cycle is committed, refused, or the source goes away."""
+async def _receive(stream: Stream, resumed: int, context: Context) -> None:
+    """From after batch `resumed` until the cycle is committed, refused, or the source goes away."""
     arrived: asyncio.Queue[Event] = asyncio.Queue(_AHEAD)
     async with asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(_read(stream.number, context, arrived)),
+            group.create_task(_read(stream.number, resumed, context, arrived)),
             group.create_task(_store(stream, arrived)),
             group.create_task(stream.reception.tick()),
         ]
@@ -205,13 +205,14 @@ async def _receive(stream: Stream, context: Context) -> None:
             task.cancel()
 
 
-async def _read(number: int, context: Context, arrived: asyncio.Queue[Event]) -> None:
+async def _read(number: int, sequence: int, context: Context, arrived: asyncio.Queue[Event]) -> None:
     ended = False
     while isinstance(raw := await context.read(), bytes):
         message = wire.decode(raw)
         match message.header.WhichOneof("frame"):
             case "batch":
-                await arrived.put(BatchReceived(number, wire.batch_of(message), (message.body,)))
+                sequence += 1
+                await arrived.put(BatchReceived(number, wire.batch_of(message, sequence), (message.body,)))
             case "end":
                 ended = True
                 await arrived.put(EndReceived(number, message.header.end.batches, message.header.end.digest))
@@ -223,7 +224,10 @@ async def _read(number: int, context: Context, arrived: asyncio.Queue[Event]) ->
 
 async def _store(stream: Stream, arrived: asyncio.Queue[Event]) -> None:
     while True:
-        await stream.reception.tell(await arrived.get())
+        events = [await arrived.get()]
+        while not arrived.empty():
+            events.append(arrived.get_nowait())
+        await stream.reception.tell(*events)
 
 
 async def _reply(stream: Stream, context: Context) -> None:

@@ -75,13 +75,18 @@ def decode(message: bytes) -> Message:
 
 def chain(previous: bytes, message: bytes) -> bytes:
     """The chain digest after a batch's message."""
-    return digest.chain(previous, memoryview(message)[_LENGTH.size :])
+    return digest.chained(previous, link(message))
+
+
+def link(message: bytes) -> bytes:
+    """A message's part in the chain digest (`twinsite.digest.chained`)."""
+    return digest.link(memoryview(message)[_LENGTH.size :])
 
 
 def batch_header(
     sequence: int, disk: int, *, clusters: Sequence[int], lengths: Sequence[int], prints: bytes, zeros: Sequence[Run]
 ) -> pb.FrameHeader:
-    """`prints` are the fingerprints of `clusters`, back to back."""
+    """`prints` are the fingerprints of `clusters`, back to back. On a stream the order says the sequence: it is 0."""
     return pb.FrameHeader(
         batch=pb.Batch(
             sequence=sequence,
@@ -95,18 +100,23 @@ def batch_header(
     )
 
 
-def batch_of(message: Message) -> Batch:
-    """The batch in a message; parallel arrays agree and the frames fill the payload. Raises BadMessage."""
+def batch_of(message: Message, sequence: int = 0) -> Batch:
+    """The batch in a message; parallel arrays agree and the frames fill the payload. Raises BadMessage.
+
+    `sequence` is what its place in a stream gives it, and it may not say another; 0: what it says itself.
+    """
     batch = message.header.batch
     count = len(batch.clusters)
     if len(batch.lengths) != count or len(batch.fingerprints) != count * FINGERPRINT_BYTES:
         raise BadMessage("descriptors of different lengths")
+    if sequence and batch.sequence not in {0, sequence}:
+        raise BadMessage(f"batch {batch.sequence} where {sequence} is next")
     if len(batch.zero_starts) != len(batch.zero_counts):
         raise BadMessage("zero runs of different lengths")
     if sum(batch.lengths) != len(message.payload):
         raise BadMessage(f"frames of {sum(batch.lengths)} bytes in a payload of {len(message.payload)}")
     return Batch(
-        sequence=batch.sequence,
+        sequence=sequence or batch.sequence,
         disk=batch.disk,
         clusters=tuple(batch.clusters),
         lengths=tuple(batch.lengths),
