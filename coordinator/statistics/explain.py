@@ -2,24 +2,24 @@
 
 from typing import Final
 
-from coordinator.protection.health import AHEAD_SECONDS
+from coordinator.protection.health import AHEAD_SECONDS, MISSED_SHARE, MONITORED_SECONDS
 from coordinator.protection.model import REPLICATING, Phase
 from coordinator.statistics.causes import BY_CAUSE, cap, cap_remedies
 from coordinator.statistics.facts import age, attempts, cycle_facts, protected_for, took
-from coordinator.statistics.lateness import busiest_disk, minutes_unseen, speed
-from coordinator.statistics.model import DAY, total
+from coordinator.statistics.lateness import Pace, busiest_disk, minutes_unseen, speed
+from coordinator.statistics.model import DAY, HOUR, MINUTE, total
 from coordinator.statistics.situation import Explanation, Situation
+from twinsite import units
 from twinsite.api.types.v1 import types_pb2
 from twinsite.units import duration, size
 
 _LATE: Final = 2.0  # frequencies; a point is as old as one and a cycle just before the next arrives
 _SLACK_SECONDS: Final = 10.0
-_MISSED: Final = 0.2  # of the cycles of the last hour
 
 
 def explain(case: Situation) -> Explanation:
     """The first that holds, worst first."""
-    for rule in (_not_replicating, _stopped, _silent, _first_copy, _clock, _late, _damaged, _again):
+    for rule in (_not_replicating, _stopped, _silent, _first_copy, _clock, _late, _damaged, _was_late, _again):
         found = rule(case)
         if found is not None:
             return found
@@ -147,7 +147,7 @@ def _late(case: Situation) -> Explanation | None:
     old = case.rpo_age
     overdue = old is None or old > _LATE * frequency + _SLACK_SECONDS
     hour = case.hour
-    missed = (hour.missed_share or 0.0) > _MISSED
+    missed = (hour.missed_share or 0.0) > MISSED_SHARE
     if not overdue and not missed and not case.sending.late:
         return None
     pace = case.pace()
@@ -172,6 +172,27 @@ def _late(case: Situation) -> Explanation | None:
     told = [age(case), *cycle_facts(case, pace), *([missing] if hour.missed else [])]
     how = "is late" if overdue else "has late cycles"
     return Explanation(f"{case.name} {how}: {because}", tuple(told), tuple(remedies))
+
+
+def _was_late(case: Situation) -> Explanation | None:
+    """In time now, and not over the time that health looks at."""
+    rows = [row for row in case.rows if row.start >= case.now - MONITORED_SECONDS]
+    share = total(rows).missed_share or 0.0
+    bad = [row for row in rows if row.measured.missed]
+    if share <= MISSED_SHARE:
+        return None
+    by_hour: dict[int, int] = {}
+    for row in bad:
+        by_hour[row.start // HOUR] = by_hour.get(row.start // HOUR, 0) + row.measured.missed
+    worst = units.rfc3339(HOUR * max(by_hour, key=lambda hour: by_hour[hour]))[:16].replace("T", " ")
+    span = units.span(int(MONITORED_SECONDS))
+    verdict = f"{case.name} is in time now, but {share:.0%} of the cycles of the last {span} were missed"
+    told = [age(case), f"most of them in the hour from {worst} UTC"]
+    pace = Pace(measured=total(bad), seconds=float(MINUTE * len(bad)))
+    if not pace.cause:
+        return Explanation(verdict, tuple(told))
+    because, remedies = BY_CAUSE[pace.cause](case, pace)
+    return Explanation(f"{verdict}: {because}", (*told, *cycle_facts(case, pace)), tuple(remedies))
 
 
 def _fine(case: Situation) -> Explanation:

@@ -197,6 +197,17 @@ def test_a_late_vm_of_which_nothing_was_measured_says_so_and_the_last_cycle_is_u
     assert "b1 writes slowly" in said(situation(rpo_age=500.0, rows=[], source=last))[0]
 
 
+def test_what_was_late_this_night_is_explained_in_the_morning() -> None:
+    night = [replace(row, start=row.start - 5 * 3600) for row in late_minutes({"source": 0.9, "network": 0.1})]
+    nights = [replace(row, start=row.start - 900 * shift) for shift in range(8) for row in night]
+    verdict, facts, remedies = said(situation(rows=[*sorted(nights, key=lambda row: row.start), *minutes(60)]))
+    assert verdict.startswith(
+        "web01 is in time now, but 33% of the cycles of the last 12h were missed: reading its disks"
+    )
+    assert "most of them in the hour from 2027-01-15 01:00 UTC" in facts
+    assert "disks of a1" in remedies
+
+
 # ---- not late, or not replicating --------------------------------------------------------------------------------
 
 
