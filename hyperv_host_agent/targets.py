@@ -12,10 +12,9 @@ from hyperv_host_agent.outbox import Outbox
 from hyperv_host_agent.promotions import Promotions
 from hyperv_host_agent.reception import Receptions
 from hyperv_host_agent.replicas import Replicas
-from hyperv_host_agent.replication import retention
 from hyperv_host_agent.replication.ownership import OlderTerm
 from hyperv_host_agent.store.base import Budget, PointInfo
-from twinsite import status
+from twinsite import retention, status
 from twinsite.api.types.v1 import types_pb2
 from twinsite.clock import Clock
 from twinsite.errors import NotFound, TwinsiteError

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hyperv_host_agent.replication import receiving as say
-from hyperv_host_agent.replication import retention
 from hyperv_host_agent.replication.cycle import Batch, Committed, CycleHeader, DiskGeometry
 from hyperv_host_agent.replication.receiver import Receiver
 from hyperv_host_agent.store.memory import MemoryStore, _Point
 from tests.simulation.network import Network, Stream
 from tests.simulation.world import Violation, World
+from twinsite import retention
 from twinsite.clock import Boot
 from twinsite.errors import TwinsiteError
 from twinsite.extents import clusters

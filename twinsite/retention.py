@@ -1,4 +1,4 @@
-"""Which recovery points to keep; pure."""
+"""Which recovery points to keep: the target does it, the coordinator foretells it. Pure."""
 
 import math
 from collections.abc import Iterable, Sequence

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyperv_host_agent.replication.retention import HOUR, KeptPoint, Tier, keep
+from twinsite.retention import HOUR, KeptPoint, Tier, keep
 
 
 def every(minutes, count, *, start=0.0):
