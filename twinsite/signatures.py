@@ -5,11 +5,12 @@ the chain is judged at the instant the file gives for itself, and whoever reads 
 in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -39,20 +40,38 @@ def verify(kind: str, content: bytes, signature: bytes, *, chain_pem: bytes, roo
     1970). Raises NotGenuine.
     """
     chain = certificates(chain_pem)
-    identity = vouched(chain[0], (*chain[1:], *certificates(roots_pem)), roots_pem=roots_pem, at=at)
-    key = chain[0].public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise NotGenuine("its certificate has another kind of key")
-    try:
-        key.verify(signature, _signed(kind, content), ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature:
-        raise NotGenuine("the signature is wrong") from None
+    identity = vouched(chain[0], chain[1:], roots_pem=roots_pem, at=at)
+    with _reading():
+        key = chain[0].public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise NotGenuine("its certificate has another kind of key")
+        try:
+            key.verify(signature, _signed(kind, content), ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            raise NotGenuine("the signature is wrong") from None
     return identity
 
 
 def vouched(leaf: x509.Certificate, others: Sequence[x509.Certificate], *, roots_pem: bytes, at: float) -> Identity:
     """Whom a certificate names, after following its issuers among `others` to one of the roots. Raises NotGenuine."""
     roots = certificates(roots_pem)
+    with _reading():
+        _follow(leaf, others, roots, at)
+        return from_certificate(leaf)
+
+
+def certificates(pem: bytes) -> list[x509.Certificate]:
+    """At least one. Raises NotGenuine."""
+    with _reading():
+        found = x509.load_pem_x509_certificates(pem)
+    if len(found) > _MOST:
+        raise NotGenuine(f"it comes with {len(found)} certificates")
+    return found
+
+
+def _follow(
+    leaf: x509.Certificate, others: Sequence[x509.Certificate], roots: list[x509.Certificate], at: float
+) -> None:
     present = leaf
     for _ in range(_MOST):
         if not present.not_valid_before_utc.timestamp() <= at <= present.not_valid_after_utc.timestamp():
@@ -67,29 +86,26 @@ def vouched(leaf: x509.Certificate, others: Sequence[x509.Certificate], *, roots
         raise NotGenuine("its chain of certificates does not end at this vault's root")
     if present == leaf:
         raise NotGenuine("its certificate is no member's")
-    try:
-        return from_certificate(leaf)
-    except TwinsiteError as error:
-        raise NotGenuine(error.text("cause")) from error
-
-
-def certificates(pem: bytes) -> list[x509.Certificate]:
-    """Raises NotGenuine."""
-    try:
-        found = x509.load_pem_x509_certificates(pem)
-    except ValueError:
-        raise NotGenuine("its certificate cannot be read") from None
-    if len(found) > _MOST:
-        raise NotGenuine(f"it comes with {len(found)} certificates")
-    return found
 
 
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
         return issuer.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound, x509.DuplicateExtension):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound):
         return False
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except NotGenuine:
+        raise
+    except TwinsiteError as error:
+        raise NotGenuine(error.text("cause")) from error
+    except Exception:  # noqa: BLE001  # ASN.1 from a stranger: the parser raises more kinds than it documents
+        raise NotGenuine("its certificate cannot be read") from None
 
 
 def _signed(kind: str, content: bytes) -> bytes:
