@@ -18,12 +18,12 @@ import structlog
 from hyperv_host_agent import index_fetch, wire
 from hyperv_host_agent.causes import end_if_cancelled, first
 from hyperv_host_agent.changes.base import SourcePoint, Tracking
+from hyperv_host_agent.levels import Levels
 from hyperv_host_agent.pacing import Pacer
 from hyperv_host_agent.peer import Peer, Sending
 from hyperv_host_agent.reading import BATCH_BYTES, Reader, Work
 from hyperv_host_agent.replication import rates
 from hyperv_host_agent.replication import state as stored
-from hyperv_host_agent.replication.compression import Compression, Part
 from hyperv_host_agent.replication.cycle import ID_BYTES, Committed, Kind, TargetState
 from hyperv_host_agent.replication.progress import View
 from hyperv_host_agent.replication.sender import Sender
@@ -75,7 +75,6 @@ from twinsite.api.types.v1 import types_pb2
 from twinsite.clock import Clock
 from twinsite.errors import Failed, Internal, InvalidInput, Precondition, TwinsiteError, Unreachable
 from twinsite.extents import CLUSTER
-from twinsite.units import MiB
 
 _log = structlog.get_logger()
 
@@ -83,7 +82,6 @@ _log = structlog.get_logger()
 STATE_FILE: Final = "sender.json"
 ACKED_BATCHES: Final = 16  # at most 3 MiB each: less than the sender's window, which would close otherwise
 ACKED_SECONDS: Final = 1.0
-PART_BYTES: Final = 32 * MiB  # of content of a copy, after which the level of compression is looked at
 CAPPED_BYTES: Final = 4 * CLUSTER  # the smallest unit of reading under a rate cap
 
 
@@ -162,7 +160,7 @@ class Transfer:
         self._order = order
         self._life: _Life | None = None
         self.seen = Seen()
-        self._compression = Compression(means.reader.threads)
+        self._levels = Levels(means.reader.threads, means.clock)
         self._follow(order.policy)
 
     @property
@@ -203,7 +201,7 @@ class Transfer:
         self.seen.cycle(state.flight.header.number if state.flight else 0)
         sender = Sender(self._means.vm_id, state, lambda: os.urandom(ID_BYTES))
         async with asyncio.TaskGroup() as group:
-            life = self._life = _Life(self._means, sender, group, self._compression, lambda: self._order, self.seen)
+            life = self._life = _Life(self._means, sender, group, self._levels, lambda: self._order, self.seen)
             try:
                 await life.run()
             finally:
@@ -244,7 +242,7 @@ class _Life:
         means: Means,
         sender: Sender,
         group: asyncio.TaskGroup,
-        compression: Compression,
+        levels: Levels,
         order: Callable[[], Order],
         seen: Seen,
     ) -> None:
@@ -254,10 +252,8 @@ class _Life:
         self._source = means.reader.source
         self._sender = sender
         self._group = group
-        self._compression = compression
+        self._levels = levels
         self._turn = means.turns.of(means.vm_id, lambda turn: self.put(TurnGiven(turn)))
-        self._work = Work()  # of the cycle, or of a part of the copy
-        self._way = 0.0  # seconds its messages were held up
         self._ended = 0.0  # when the last message was taken by the network
         self._order = order
         self._events: deque[Event] = deque()
@@ -441,7 +437,7 @@ class _Life:
             await self._close_point()
             self.put(SourceFailed(error))
         else:
-            self._work, self._way = work, 0.0
+            self._packed(work, beside=False)
             # The threads did both at a time: each gets its share of what passed.
             share = (self._means.clock.monotonic() - started) / max(1e-9, work.read_seconds + work.pack_seconds)
             self.put(PointRead(batches, work.read_seconds * share, work.pack_seconds * share))
@@ -458,20 +454,15 @@ class _Life:
                 self._slices[order.sequence] = built.message
             ready = built.ready if built is not None else None
             self.put(SliceRead(order.stream, ready, position, work.read_seconds, work.pack_seconds))
-            self._work.merge(work)
-            if self._work.content_bytes >= PART_BYTES:
-                self._learn(beside=True)
+            self._packed(work, beside=True)
+            self._levels.look(beside=True)
 
-    def _learn(self, *, beside: bool) -> None:
-        """How the level did that was in use; the next part may have another."""
-        work, way, self._work, self._way = self._work, self._way, Work(), 0.0
+    def _packed(self, work: Work, *, beside: bool) -> None:
         if self._reader.compression:
-            self._compression.learn(
-                Part(self._reader.level, work.content_bytes, work.frame_bytes, work.frame_seconds, way, beside)
-            )
+            self._levels.packed(work, beside=beside)
 
     def _pace(self, *, beside: bool) -> None:
-        self._reader.level = self._compression.level(beside=beside)
+        self._reader.level = self._levels.level(beside=beside)
         self._reader.batch_bytes = rates.message_bytes(self._means.pacer.rate, BATCH_BYTES, CAPPED_BYTES)
 
     async def _apply(self, order: ApplyPending) -> None:
@@ -499,12 +490,12 @@ class _Life:
             try:
                 async with asyncio.TaskGroup() as group:
                     beside = [
-                        group.create_task(self._write(sending, outgoing)),
+                        group.create_task(self._write(sending, outgoing, copy=copy)),
                         group.create_task(sending.watch()),
                     ]
                     async for ack in sending.acks():
                         if isinstance(ack, CommitAcked):
-                            self._learn(beside=copy)
+                            self._levels.look(beside=copy)
                             ack = replace(  # noqa: PLW2901
                                 ack,
                                 cap_seconds=self._means.pacer.seconds - capped,
@@ -518,7 +509,7 @@ class _Life:
         except* TwinsiteError as errors:
             self.put(StreamLost(order.stream, typed(errors)))
 
-    async def _write(self, sending: Sending, outgoing: _Outgoing) -> None:
+    async def _write(self, sending: Sending, outgoing: _Outgoing, *, copy: bool) -> None:
         while True:
             sequence, message = await outgoing.get()
             if message is None:
@@ -530,7 +521,8 @@ class _Life:
             await sending.write(message, sequence)
             self._turn.moved(len(message))
             self._ended = self._means.clock.monotonic()
-            self._way += self._ended - started
+            if self._reader.compression:
+                self._levels.held_up(self._ended - started, beside=copy)
 
 
 def typed(group: BaseExceptionGroup[TwinsiteError]) -> TwinsiteError:
