@@ -193,7 +193,7 @@ def _protection(view: ProtectionView) -> admin_pb2.Protection:
         tests=view.tests,
         protected_since=stamp(item.created),
         failover_cycle=item.failover_cycle if item.phase is Phase.FAILED_OVER else 0,
-        initial_start=stamp(item.initial_start if item.phase in (Phase.PREPARING, Phase.INITIAL) else 0.0),
+        initial_start=stamp(view.initial_start),
     )
     source, target = view.source.status, view.target.status
     if source is not None:

@@ -10,7 +10,7 @@ from coordinator.inventory.model import instant
 from coordinator.inventory.service import HostView, MachineView
 from coordinator.protection import store
 from coordinator.protection.health import MONITORED_SECONDS, Evidence, Health, Side, judge, rpo_age
-from coordinator.protection.model import SWITCHED, Pair, Protected
+from coordinator.protection.model import SWITCHED, Pair, Phase, Protected
 from coordinator.protection.store import Reported
 from coordinator.recovery import store as recovery
 from coordinator.statistics import store as statistics
@@ -30,6 +30,7 @@ class ProtectionView:
     points: int  # how many can be recovered
     newest: types_pb2.Point | None  # of them
     newest_instant: float  # 0: there is none
+    initial_start: float  # the initial replication waits until then; 0: it waits for nothing
     tests: tuple[str, ...]
     health: Health
     rpo_age: float | None  # seconds; None before the first point and after a failover
@@ -99,6 +100,7 @@ def _protection(
     newest = instant(newest_point.instant) if newest_point is not None else 0.0
     if target.status is not None and target.status.HasField("committed_instant"):
         newest = max(newest, instant(target.status.committed_instant))
+    waits = item.phase in (Phase.PREPARING, Phase.INITIAL) and item.initial_start > now
     evidence = Evidence(
         phase=item.phase,
         paused=item.paused,
@@ -120,6 +122,7 @@ def _protection(
         points=number,
         newest=newest_point,
         newest_instant=newest,
+        initial_start=item.initial_start if waits else 0.0,
         tests=tests,
         health=judge(evidence, now),
         rpo_age=None if item.phase in SWITCHED else rpo_age(newest, now),

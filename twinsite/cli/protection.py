@@ -45,7 +45,7 @@ def rpo(p: admin_pb2.Protection) -> str:
 
 
 def _initial(p: admin_pb2.Protection) -> str:
-    if p.initial_start.seconds and not p.points and not p.initial_total_bytes:
+    if p.initial_start.seconds:
         return f"begins {local(p.initial_start)}  (now: twinsite vm start-initial)"
     return "on media: waits for its seed  (twinsite seed status)" if p.awaiting_seed else ""
 

@@ -88,6 +88,7 @@ async def test_a_waiting_replication_is_begun_now_by_a_command_or_cancelled(site
     assert foretold.consequences
     await sites.admin.machines.StartInitial(action(reason="line is free"))
     await until(lambda: not sites.a.assigned(sites.source, sites.vm.id).initial.HasField("start_at"))
+    assert not (await sites.protection()).HasField("initial_start")
     assert await sites.audited("vm.start-initial") == [{"reason": "line is free"}]
     with pytest.raises(Precondition) as refused:
         await sites.admin.machines.StartInitial(action())
