@@ -30,7 +30,7 @@ from twinsite.access import Rule, Table, caller
 from twinsite.api.host.v1 import replication_pb2 as pb
 from twinsite.api.types.v1.types_pb2 import SignedDocument
 from twinsite.clock import Clock
-from twinsite.errors import InvalidInput, NotFound, Precondition
+from twinsite.errors import Aborted, InvalidInput, NotFound, Precondition
 from twinsite.grants import Grant, GrantRefused
 from twinsite.identity import Identity
 from twinsite.server import Mount
@@ -41,6 +41,7 @@ TABLE: Final[Table] = {
 }
 FingerprintsContext = grpc.aio.ServicerContext[pb.FingerprintsRequest, pb.FingerprintsChunk]
 Context = grpc.aio.ServicerContext[Any, pb.Ack]  # what is read is bytes, or EOF
+IDLE_SECONDS: Final = 1800.0  # the least rate cap lets a message through in a tenth of it
 _WANTED: Final = 4096  # runs told in one answer; the next cycle's answer has the others
 _AHEAD: Final = 4  # messages read and not yet stored: they come in while the disk is synced
 
@@ -61,6 +62,14 @@ class NotTarget(Precondition):
 
     def __init__(self, vm_id: str) -> None:
         self.vm_id = vm_id
+
+
+class SourceSilent(Aborted):
+    public = "the source sent nothing for {error.seconds:.0f} s"
+    still_works = "what was acked as durable stays; the source goes on from there"
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
 
 
 class Replication:
@@ -207,7 +216,7 @@ async def _receive(stream: Stream, resumed: int, context: Context) -> None:
 
 async def _read(number: int, sequence: int, context: Context, arrived: asyncio.Queue[Event]) -> None:
     ended = False
-    while isinstance(raw := await context.read(), bytes):
+    while isinstance(raw := await _message(context, patient=ended), bytes):
         message = wire.decode(raw)
         match message.header.WhichOneof("frame"):
             case "batch":
@@ -220,6 +229,15 @@ async def _read(number: int, sequence: int, context: Context, arrived: asyncio.Q
                 raise wire.BadMessage(f"a {other} frame inside a cycle")
     if not ended:
         raise wire.BadMessage("the stream ends inside a cycle")
+
+
+async def _message(context: Context, *, patient: bool) -> object:
+    """The next one, or what ends them. Raises SourceSilent, unless `patient`: after the end nothing has to come."""
+    try:
+        async with asyncio.timeout(None if patient else IDLE_SECONDS):
+            return await context.read()
+    except TimeoutError:
+        raise SourceSilent(IDLE_SECONDS) from None
 
 
 async def _store(stream: Stream, arrived: asyncio.Queue[Event]) -> None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from hyperv_host_agent.replication.cycle import Committed, CycleHeader
 from hyperv_host_agent.replication.schedule import Timing
 from hyperv_host_agent.replication.sending import CommitAcked, PointRead, Ready, SliceRead
+from hyperv_host_agent.replication.state import Flight, Position
 from twinsite.errors import TwinsiteError
+from twinsite.extents import CLUSTER
 
 
 class Phase(enum.Enum):
@@ -171,3 +173,14 @@ class Progress:
             way = max(0.0, ended - self._opened - source - compress)
         cap = min(self._cap, way)
         return Timing(source, compress, way - cap, now - ended, cap, self._turn)
+
+
+def copied(flight: Flight | None, reached: Position | None) -> tuple[int, int]:
+    """Bytes a copy has been through, and has to go through; `reached`: by its stream."""
+    if flight is None or flight.checkpoint is None:
+        return 0, 0
+    position = reached or flight.checkpoint.position
+    disks = flight.header.disks
+    before = sum(disk.size for disk in disks[: position.disk])
+    here = min(position.cluster * CLUSTER, disks[position.disk].size) if position.disk < len(disks) else 0
+    return before + here, sum(disk.size for disk in disks)

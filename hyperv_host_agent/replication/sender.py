@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from hyperv_host_agent.replication import resync
+from hyperv_host_agent.replication import progress, resync
 from hyperv_host_agent.replication.claim import Claim
 from hyperv_host_agent.replication.cycle import CycleHeader, Kind, TargetState, Wanted
 from hyperv_host_agent.replication.ownership import OlderTerm
@@ -54,7 +54,6 @@ from hyperv_host_agent.replication.sending import (
 from hyperv_host_agent.replication.state import Checkpoint, Flight, Position, SenderState
 from hyperv_host_agent.replication.stream import Stream, UnexpectedAck
 from twinsite.errors import TwinsiteError
-from twinsite.extents import CLUSTER
 
 _INSTANT_STEP: Final = 0.001  # seconds between two points when the clock was set back
 _NEVER: Final = float("-inf")
@@ -124,7 +123,7 @@ class Sender:
 
     @property
     def view(self) -> View:
-        copied, total = self._copied()
+        copied, total = progress.copied(self._flight, self._stream.position if self._stream else None)
         frequency = self._assigned.frequency if self._assigned else 0.0
         done = self._progress
         return View(
@@ -331,8 +330,7 @@ class Sender:
             parent=parent.number if parent else 0,
             term=self._state.term,
             kind=plan.kind,
-            # Points are in the order of their instants, whatever the clock does.
-            instant=max(event.instant, self._state.instant + _INSTANT_STEP),
+            instant=max(event.instant, self._state.instant + _INSTANT_STEP),  # points stay in order, whatever the clock
             consistency=event.consistency if plan.kind is Kind.DELTA else "none",
             disks=event.disks,
             machine=event.machine,
@@ -439,7 +437,7 @@ class Sender:
                 stream.reading = False
                 self._progress.slice_read(event)
                 stream.position = position
-                return self._send(stream, batch, position) if batch else []
+                return self._send(stream, batch, position) if batch else self._pass_over(stream, position)
             case Durable(_, sequence):
                 return self._take_durable(stream, sequence)
             case CommitAcked(committed=committed):
@@ -452,6 +450,17 @@ class Sender:
             case StreamLost(_, error):
                 self._stream = None
                 return self._fail(error)
+
+    def _pass_over(self, stream: Stream, position: Position) -> list[Action]:
+        """Nothing up to there had to go: a cut does not make a copy look at it again, however long that took."""
+        flight = self._flight
+        if flight is None or flight.checkpoint is None or stream.in_flight:
+            return []
+        self._flight = replace(flight, checkpoint=replace(flight.checkpoint, position=position))
+        stored = self._state.flight.checkpoint if self._state.flight else None
+        if stored and not stored.position.behind(position):
+            return []
+        return self._persist(replace(self._state, flight=self._flight))
 
     def _take_durable(self, stream: Stream, sequence: int) -> list[Action]:
         flight = self._flight
@@ -589,13 +598,3 @@ class Sender:
         if kind is Kind.RESYNC or (self._state.committed and not self._state.recoverable):
             return Phase.RESYNCHRONIZING
         return Phase.REPLICATING if self._state.committed else Phase.WAITING
-
-    def _copied(self) -> tuple[int, int]:
-        flight = self._flight
-        if flight is None or flight.checkpoint is None:
-            return 0, 0
-        position = self._stream.position if self._stream else flight.checkpoint.position
-        disks = flight.header.disks
-        before = sum(disk.size for disk in disks[: position.disk])
-        here = min(position.cluster * CLUSTER, disks[position.disk].size) if position.disk < len(disks) else 0
-        return before + here, sum(disk.size for disk in disks)

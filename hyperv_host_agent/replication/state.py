@@ -8,6 +8,7 @@ from hyperv_host_agent.replication.cycle import Committed, CycleHeader, DiskGeom
 from twinsite.digest import CHAIN_START
 
 _VERSION: Final = 1
+_WORTH: Final = 16384  # clusters, 1 GiB, that a copy may have to compare again after a restart
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,10 @@ class Position:
 
     disk: int = 0
     cluster: int = 0
+
+    def behind(self, other: "Position") -> bool:
+        """Whether so much lies between that it is worth storing the other one."""
+        return other.disk > self.disk or other.cluster >= self.cluster + _WORTH
 
 
 @dataclass(frozen=True, slots=True)

@@ -290,6 +290,24 @@ def test_lost_tracking_is_a_copy_of_what_differs_over_the_point_that_is_open():
     assert sender.view.phase is Phase.RESYNCHRONIZING
 
 
+def test_what_a_copy_compared_and_found_equal_is_not_compared_again_after_a_cut():
+    disks = (DiskGeometry("d1", 100_000 * CLUSTER),)
+    sender = make(SenderState(1, FOUR, disks, recoverable=True, instant=90.0, trusted=True))
+    tell(sender, ASSIGNED, target(), say.SourceKnown(FOUR, disks, FOUR), opened(whole=False, disks=disks))
+    assert kinds(tell(sender, say.SliceRead(1, None, Position(0, 500)))) == ["ReadSlice"]  # not worth a sync
+    actions = tell(sender, say.SliceRead(1, None, Position(0, 20_000)))
+    assert kinds(actions) == ["Persist", "ReadSlice"]
+    assert one(actions, say.Persist).state.flight.checkpoint == Checkpoint(position=Position(0, 20_000))
+    tell(sender, say.SliceRead(1, None, Position(0, 20_500)), say.StreamLost(1, Gone()))
+    actions = tell(sender, say.Woke(), target(), say.SourceKnown(FOUR, disks, FOUR), now=60.0)
+    assert one(actions, say.ReadSlice).position == Position(0, 20_500)
+    tell(sender, say.SliceRead(2, ready(1), Position(0, 20_600)))
+    tell(sender, say.SliceRead(2, None, Position(0, 90_000)))
+    # What is on its way counts first: its place is before what was found equal after it.
+    actions = tell(sender, say.Durable(2, 1))
+    assert one(actions, say.Persist).state.flight.checkpoint.position == Position(0, 20_600)
+
+
 def test_a_target_that_is_behind_gets_what_differs():
     three = Committed(3, b"3" * 16)
     sender = make()

@@ -5,17 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from hyperv_host_agent import wire
+from hyperv_host_agent import rpc, wire
 from hyperv_host_agent.membership import Membership
 from hyperv_host_agent.peer import Peer
 from hyperv_host_agent.replication.cycle import Kind
-from hyperv_host_agent.rpc import Replication
 from tests.fakes.hand_source import DISK, MACHINE, target, zeros
 from tests.fakes.pki import TestVault
 from twinsite import keys
 from twinsite.clock import MovedClock, SystemClock
 from twinsite.credentials import Credentials
-from twinsite.errors import Denied, InvalidInput, Precondition, TwinsiteError, Unauthenticated, Unreachable
+from twinsite.errors import Aborted, Denied, InvalidInput, Precondition, TwinsiteError, Unauthenticated, Unreachable
 
 
 async def test_a_genuine_grant_lets_a_cycle_through(tmp_path: Path) -> None:
@@ -174,7 +173,7 @@ async def test_a_target_that_goes_silent_is_given_up(tmp_path: Path, monkeypatch
     async with target(tmp_path) as source:
         clock = MovedClock()
         source.peer = Peer(source.me, source.target, source.peer._address, clock)
-        monkeypatch.setattr(Replication, "send", _listen)
+        monkeypatch.setattr(rpc.Replication, "send", _listen)
         sending = await source.peer.send(1, source.header(), 0, source.grant())
         await sending.write(zeros(), 1)
         watching = asyncio.ensure_future(sending.watch())
@@ -188,7 +187,21 @@ async def test_a_target_that_goes_silent_is_given_up(tmp_path: Path, monkeypatch
         sending.cancel()
 
 
-async def _listen(_self: Replication, _requests: object, context: object) -> None:
+async def test_a_source_that_goes_silent_is_given_up_and_may_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "IDLE_SECONDS", 0.3)
+    async with target(tmp_path) as source:
+        sending = await source.peer.send(1, source.header(), 0, source.grant())
+        await sending.write(zeros())
+        with pytest.raises(Aborted) as given_up:
+            async for _ in sending.acks():
+                pass
+        assert given_up.value.code == "SOURCE_SILENT"
+        await source.copy(source.header(), source.grant(), zeros())
+
+
+async def _listen(_self: rpc.Replication, _requests: object, context: object) -> None:
     """Takes everything and answers nothing."""
     while isinstance(await context.read(), bytes):  # type: ignore[attr-defined]
         pass
