@@ -1,16 +1,16 @@
 """Which layers there are of every disk, and what they stand on.
 
 `chains.json` names them as of a cycle; the layers of later cycles are named by the manifests that committed them. It is
-rewritten before a manifest may go and after every merge.
+rewritten before a manifest may go and after every merge, and there are two copies of it, as all points need it.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
-from hyperv_host_agent.store import files, rules
+from hyperv_host_agent.store import copies, rules
 from hyperv_host_agent.store.base import BadName, StoreDamaged
 from hyperv_host_agent.store.manifests import FORMAT, LayerRef, Manifest
 
@@ -83,14 +83,13 @@ class Chains:
                 kept[disk_id] = (*kept.get(disk_id, ()), *chain[:end])
         return replace(self, disks=kept)
 
-    def encode(self) -> bytes:
+    def to_json(self) -> dict[str, object]:
         disks = {disk_id: [layer.to_json() for layer in layers] for disk_id, layers in self.disks.items()}
-        return files.seal({"format": FORMAT, "through": self.through, "disks": disks})
+        return {"format": FORMAT, "through": self.through, "disks": disks}
 
     @classmethod
-    def decode(cls, data: bytes) -> Self:
+    def from_json(cls, document: Any) -> Self:
         """Raises ValueError."""
-        document = files.unseal(data)
         try:
             if document["format"] != FORMAT:
                 raise ValueError(f"has format {document['format']}")
@@ -105,14 +104,16 @@ class Chains:
 
 def load(directory: Path, vm_id: str, manifests: Mapping[int, Manifest]) -> Chains:
     """The chains of a replica with these manifests. Raises StoreDamaged."""
-    path, chains = directory / CHAINS, Chains()
-    if path.exists():
-        try:
-            chains = Chains.decode(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise StoreDamaged(vm_id, f"{CHAINS} {error}") from error
-        if chains.through > max(manifests, default=0):
-            raise StoreDamaged(vm_id, f"the manifest of cycle {chains.through} is missing")
+    documents, problems = copies.read(directory / CHAINS)
+    if problems and not documents:
+        raise StoreDamaged(vm_id, "; ".join(problems))
+    try:
+        # A crash between the copies leaves the second behind; nothing was removed yet that it names.
+        chains = Chains.from_json(documents[0]) if documents else Chains()
+    except ValueError as error:
+        raise StoreDamaged(vm_id, f"{CHAINS} {error}") from error
+    if chains.through > max(manifests, default=0):
+        raise StoreDamaged(vm_id, f"the manifest of cycle {chains.through} is missing")
     for cycle in sorted(manifests):
         if cycle > chains.through:
             chains = chains.committed(manifests[cycle])
@@ -121,4 +122,4 @@ def load(directory: Path, vm_id: str, manifests: Mapping[int, Manifest]) -> Chai
 
 def store(directory: Path, chains: Chains) -> None:
     """Write them down durably. Raises OSError."""
-    files.replace_file(directory / CHAINS, chains.encode())
+    copies.write(directory / CHAINS, chains.to_json())

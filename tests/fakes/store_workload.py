@@ -1,6 +1,7 @@
 """A receiver that loses its power, its disk or its space: run as a program, with the fault injected from outside.
 
-`store_workload.py receive|maintain ROOT`. It says on stdout what it has been told is durable.
+`store_workload.py receive|maintain|pack ROOT [stay]`. It says on stdout what it has been told is durable. With `stay`
+it goes on after an error without opening the replica anew.
 """
 
 import sys
@@ -19,24 +20,25 @@ from twinsite.extents import CLUSTER
 VM = "vm"
 BEFORE = 7  # cycles that are there when the program starts
 KEPT = 5  # layers up to it become one
+MANY = 18  # cycles that are there when packs are to be made
 T = TypeVar("T")
 
 
-def history() -> list[Cycle]:
-    """BEFORE cycles and the one that the program receives; the same in every process."""
+def history(count: int = BEFORE) -> list[Cycle]:
+    """`count` cycles and the one that the program receives; the same in every process."""
     machine = Machine(VM, {"a": bytearray(9 * CLUSTER), "b": bytearray(3 * CLUSTER + 512)}, seed=11)
     cycles = []
-    for number in range(BEFORE + 1):
-        machine.write("a", number * CLUSTER, machine.random.randbytes(900))
+    for number in range(count + 1):
+        machine.write("a", number % 8 * CLUSTER, machine.random.randbytes(900))
         machine.write("b", 2 * CLUSTER, machine.random.randbytes(700))
         machine.resize("b", (3 + number % 2) * CLUSTER + 512)
         cycles.append(machine.cycle())
     return cycles
 
 
-def prepare(root: Path) -> None:
+def prepare(root: Path, count: int = BEFORE) -> None:
     replica = ChainStore(root, reserve=0).create(VM, term=1)
-    for cycle in history()[:BEFORE]:
+    for cycle in history(count)[:count]:
         send(replica, cycle)
     replica.close()
 
@@ -83,16 +85,31 @@ def maintain(replica: ChainReplica, _cycle: Cycle) -> None:
     tell("maintained", report.removed, report.merged, report.finished)
 
 
+def pack(replica: ChainReplica, _cycle: Cycle) -> None:
+    """Merge across points that are kept, use points inside the packs, then give up most of them."""
+    patiently(lambda: replica.maintain(keep=range(MANY + 1)))
+    for cycle in (2, 8):
+        patiently(lambda cycle=cycle: replica.attach(cycle, "user"))  # type: ignore[misc]
+        tell("attached", cycle)
+    patiently(lambda: replica.detach("user"))
+    tell("detached")
+    report = patiently(lambda: replica.maintain(keep=[KEPT, KEPT + 5]))
+    tell("maintained", report.removed, report.merged, report.finished)
+
+
 def main() -> None:
-    work = {"receive": receive, "maintain": maintain}[sys.argv[1]]
-    root, cycle = Path(sys.argv[2]), history()[BEFORE]
+    work = {"receive": receive, "maintain": maintain, "pack": pack}[sys.argv[1]]
+    root, stay = Path(sys.argv[2]), "stay" in sys.argv
+    cycle = history()[BEFORE]
+    replica = opened(root)
     for _ in range(3):
-        replica = opened(root)
         try:
             work(replica, cycle)
         except WriteFailed as error:
             tell("write-failed", error)
-            replica.close()
+            if not stay:
+                replica.close()
+                replica = opened(root)
         else:
             replica.close()
             tell("done")

@@ -9,11 +9,13 @@ from hyperv_host_agent.store.chain import ChainStore
 from hyperv_host_agent.store.replica import ChainReplica
 from tests.fakes import store_workload, strace
 from tests.fakes.chain_rig import ChainRig
-from tests.fakes.store_workload import BEFORE, KEPT, VM, history, prepare, receive
+from tests.fakes.store_workload import BEFORE, KEPT, MANY, VM, history, prepare, receive
 
 pytestmark = pytest.mark.system  # a few hundred processes
 
 SCRIPT = Path(store_workload.__file__)
+LEFTOVERS = {".partial", ".merged", ".tmp", ".journal"}
+STEPS = {"pwrite64": 4, "fsync": 2, "unlink": 2}  # there are many of them in the longest workload
 CALLS = ("pwrite64", "fsync", "fdatasync", "rename", "ftruncate", "unlink")
 
 
@@ -35,18 +37,20 @@ def fresh(prepared: Path) -> Path:
 def touched(root: Path) -> list[Path]:
     """Every path that receiving or maintaining may touch."""
     vm = root / VM
-    names = [f"{cycle:06}" for cycle in range(1, BEFORE + 2)]
+    names = [f"{cycle:06}" for cycle in range(1, MANY + 2)]
     paths = [root, vm, vm / "points", vm / "pins", vm / "receiving.journal"]
-    paths += [vm / name for name in ("replica.json", "replica.json.tmp", "merge.json", "merge.json.tmp")]
+    documents = ("replica.json", "merge.json", "chains.json", "chains.json.copy", "pins/user")
+    paths += [vm / f"{name}{ending}" for name in documents for ending in ("", ".tmp")]
     for disk in ("a", "b"):
-        endings = ("qcow2", "qcow2.partial", "qcow2.merged", "fp", "fp.merged")
+        endings = ("qcow2", "qcow2.partial", "qcow2.merged", "fp", "fp.merged", "view.qcow2", "view.qcow2.partial")
         paths += [vm / disk, *(vm / disk / f"{name}.{ending}" for name in names for ending in endings)]
     return paths + [vm / "points" / f"{name}.json{tmp}" for name in names for tmp in ("", ".tmp")]
 
 
-def assert_points(rig: ChainRig, replica: ChainReplica) -> None:
+def assert_points(rig: ChainRig, replica: ChainReplica, count: int = BEFORE) -> None:
+    cycles = history(count)
     for point in replica.points():
-        cycle = history()[point.cycle - 1]
+        cycle = cycles[point.cycle - 1]
         assert cycle.header.id == point.id
         for disk, content in cycle.content.items():
             assert rig.content(replica, point.cycle, disk) == content
@@ -97,14 +101,41 @@ def test_a_kill_at_any_call_while_maintaining_leaves_every_kept_point_whole(prep
         fresh(prepared)
 
 
+@pytest.mark.parametrize("call", CALLS)
+def test_a_kill_at_any_call_while_packs_are_made_used_and_thinned_out_leaves_every_kept_point_whole(
+    prepared: Path, call: str
+):
+    many = prepared.with_name("many")
+    prepare(many, MANY)
+    root = fresh(many)
+    for said in strace.kill_points(
+        SCRIPT, ["pack", str(root)], call=call, paths=touched(root), step=STEPS.get(call, 1)
+    ):
+        rig, replica = reopened(root)
+        points = {point.cycle: point for point in replica.points()}
+        assert points.keys() >= {KEPT, KEPT + 5, MANY}
+        assert "detached" in said or len(points) == MANY
+        if "attached 2" in said and "attached 8" not in said:
+            assert points[2].pinned_by == ("user",)
+        assert_points(rig, replica, MANY)
+        replica.detach("user")
+        replica.maintain(keep=[KEPT, KEPT + 5])
+        assert [point.cycle for point in replica.points()] == [KEPT, KEPT + 5, MANY]
+        assert_points(rig, replica, MANY)
+        replica.close()
+        assert_tidy(root)
+        fresh(many)
+
+
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
 @pytest.mark.parametrize("call", ["pwrite64", "fsync", "fdatasync", "rename", "ftruncate"])
-@pytest.mark.parametrize("work", ["receive", "maintain"])
+@pytest.mark.parametrize("work", ["receive", "maintain", "stay"])
 def test_a_call_that_fails_once_costs_no_point_and_no_restart(prepared: Path, call: str, error: str, work: str):
     number, step, hit = 1, {"pwrite64": 3, "fsync": 2}.get(call, 1), True
     while hit:
         root = fresh(prepared)
-        done = strace.run(SCRIPT, [work, str(root)], inject=f"{call}:error={error}:when={number}", paths=touched(root))
+        words = ["receive", str(root), "stay"] if work == "stay" else [work, str(root)]
+        done = strace.run(SCRIPT, words, inject=f"{call}:error={error}:when={number}", paths=touched(root))
         assert done.returncode == 0, done.stderr
         hit = any(word in done.stdout for word in ("no-space", "write-failed", "not-opened", "False"))
         if error == "EIO" or call in {"fsync", "fdatasync"}:  # a failed sync is never tried again
@@ -114,7 +145,7 @@ def test_a_call_that_fails_once_costs_no_point_and_no_restart(prepared: Path, ca
         rig, replica = reopened(root)
         state = replica.state()
         assert state.committed is not None
-        assert state.committed.number == BEFORE + (work == "receive")
+        assert state.committed.number == BEFORE + (work != "maintain")
         assert_points(rig, replica)
         replica.close()
         number += step
@@ -124,4 +155,4 @@ def test_a_call_that_fails_once_costs_no_point_and_no_restart(prepared: Path, ca
 def assert_tidy(root: Path) -> None:
     """No crash left anything behind."""
     ChainStore(root).open(VM).close()
-    assert [path.name for path in root.rglob("*") if path.suffix in {".partial", ".merged", ".tmp", ".journal"}] == []
+    assert [path.name for path in root.rglob("*") if path.suffix in LEFTOVERS or ".view." in path.name] == []
