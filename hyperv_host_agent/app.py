@@ -24,6 +24,7 @@ from hyperv_host_agent.recovery import Recovery
 from hyperv_host_agent.replicas import Replicas
 from hyperv_host_agent.sample_store import SampleStore
 from hyperv_host_agent.sampling import Sampling
+from hyperv_host_agent.seeds.beginnings import Beginnings
 from hyperv_host_agent.seeds.exports import Exports
 from hyperv_host_agent.seeds.imports import Imports
 from hyperv_host_agent.seeds.old_keys import OldKeys
@@ -145,8 +146,15 @@ async def _serving(
                 signing_keys=lambda: membership.signing_keys,
                 clock=clock,
             )
+            beginnings = Beginnings(settings.store, clock)
+            beginnings.tidy()
             preparation = Preparation(
-                hypervisor=hypervisor, replicas=replicas, sources=sources, targets=targets, promotions=promotions
+                hypervisor=hypervisor,
+                replicas=replicas,
+                sources=sources,
+                targets=targets,
+                promotions=promotions,
+                beginnings=beginnings,
             )
             old_keys = OldKeys(state / "seed-keys", replicas)
             membership.before_renewal(old_keys.replaced)

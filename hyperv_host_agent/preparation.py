@@ -7,6 +7,7 @@ from hyperv_host_agent.hypervisors.description import from_proto, to_proto
 from hyperv_host_agent.promotions import Promotions
 from hyperv_host_agent.replicas import Replicas
 from hyperv_host_agent.replication.ownership import OlderTerm
+from hyperv_host_agent.seeds.beginnings import Beginnings
 from hyperv_host_agent.sources import Sources
 from hyperv_host_agent.store.base import PointPinned
 from hyperv_host_agent.targets import Targets
@@ -31,12 +32,14 @@ class Preparation:
         sources: Sources,
         targets: Targets,
         promotions: Promotions,
+        beginnings: Beginnings,
     ) -> None:
         self._hypervisor = hypervisor
         self._replicas = replicas
         self._sources = sources
         self._targets = targets
         self._promotions = promotions
+        self._beginnings = beginnings
 
     async def check_source(self, call: Call) -> None:
         vm_id = call.command.check_source.vm_id
@@ -52,19 +55,22 @@ class Preparation:
     async def prepare_replica(self, call: Call) -> None:
         order = call.command.prepare_replica
         spec = from_proto(order.machine)
-        for machine in await blocking.finish(self._hypervisor.machines):
-            if machine.spec.id == spec.id or machine.spec.name == spec.name:
-                raise MachineExists(machine.spec.name)
+        for present in await blocking.finish(self._hypervisor.machines):
+            if present.spec.id == spec.id or present.spec.name == spec.name:
+                raise MachineExists(present.spec.name)
         held = await self._replicas.create(spec.id, term=order.term)
         state = await held.run(held.replica.state)
         if state.term > order.term:
             raise OlderTerm(order.term, state.term)
+        notes = []
+        if order.existing:
+            machine = order.machine.SerializeToString(deterministic=True)
+            notes.append(await self._beginnings.begin(call, held, spec.disks, machine, order.existing))
         free = await blocking.finish(self._replicas.store.free_bytes)
         whole = sum(disk.size for disk in spec.disks)
         if whole > free:
-            call.result.note = (
-                f"the disks may grow to {units.size(whole)}, the replica store has {units.size(free)} free"
-            )
+            notes.append(f"the disks may grow to {units.size(whole)}, the replica store has {units.size(free)} free")
+        call.result.note = "; ".join(notes)
 
     async def remove_replica(self, call: Call) -> None:
         vm_id = call.command.remove_replica.vm_id

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,14 +80,10 @@ class Pair:
                 self.source.host_id, f"check-{machine.name}@1", check_source=commands_pb2.CheckSource(vm_id=machine.id)
             )
             assert found.ok, found.error
-            prepared = await self.provider.order(
-                self.target.host_id,
-                f"prepare-{machine.name}@1",
-                prepare_replica=commands_pb2.PrepareReplica(machine=found.machine, term=1),
-            )
+            prepared = await self.prepare(found.machine, existing=options.get("existing"))
             assert prepared.ok, prepared.error
             document = options.get("document") or self.grant(shown)
-            rest = {key: value for key, value in options.items() if key != "document"}
+            rest = {key: value for key, value in options.items() if key not in {"document", "existing"}}
             sources.append(
                 assignment(
                     shown,
@@ -101,6 +97,16 @@ class Pair:
             targets.append(assignment(shown, types_pb2.ROLE_TARGET, document, peer=self.source.host_id, **rest))
         self.provider.assign(self.target.host_id, *targets)
         self.provider.assign(self.source.host_id, *sources)
+
+    async def prepare(
+        self, shown: types_pb2.Machine, *, existing: Mapping[str, str] | None = None, attempt: int = 1
+    ) -> commands_pb2.CommandResult:
+        """Make room at the target; `existing`: images by disk that it begins with."""
+        return await self.provider.order(
+            self.target.host_id,
+            f"prepare-{shown.name}@{attempt}",
+            prepare_replica=commands_pb2.PrepareReplica(machine=shown, term=1, existing=existing),
+        )
 
     def grant(self, shown: types_pb2.Machine, **changes: Any) -> types_pb2.SignedDocument:
         return grant(self.provider.vault, shown, self.source.host_id, self.target.host_id, **changes)

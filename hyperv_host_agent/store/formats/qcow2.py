@@ -210,6 +210,8 @@ class Layer:
     def _read(self, offset: int, length: int) -> bytes:
         try:
             return os.pread(self._fd, length, offset)
+        except OverflowError as error:  # a damaged table may say anything
+            raise LayerDamaged(self.path, f"names offset {offset}, past any file's end") from error
         except OSError as error:
             raise LayerDamaged(self.path, f"cannot be read at {offset}: {error.strerror}") from error
 
