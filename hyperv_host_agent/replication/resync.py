@@ -107,7 +107,7 @@ def note(plan: Plan, *, whole: bool, doubt: str) -> str:
     if plan.kind is Kind.DELTA:
         return "" if plan.suppress else "no fingerprints are known yet: all that was written is sent, changed or not"
     why = "the replica has another state than changes were counted from"
-    if not whole:
+    if doubt or not whole:
         why = "changes were not known" + (f" ({doubt})" if doubt else "")
     return f"{why}: the disks are {'compared' if plan.suppress else 'sent whole'}"
 

@@ -1,5 +1,6 @@
 """Disks that grow, shrink, come and go under a guest: every point is one instant, and nothing known is forgotten."""
 
+import contextlib
 import random
 import threading
 import uuid
@@ -9,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from hyperv_host_agent.changes.base import SourceUnavailable, Tracking
+from hyperv_host_agent.changes.durable import locked
+from hyperv_host_agent.changes.tracked_disks import OWNER_LOCK, TrackedDisks
 from hyperv_host_agent.changes.tracked_file import TrackedFileSource
 from hyperv_host_agent.hypervisors.base import MachineFailed, MachineFenced, Power, Purpose
 from hyperv_host_agent.hypervisors.embedded.geometry import BadDiskChange, DiskChange
+from hyperv_host_agent.hypervisors.embedded.machine_folder import MachineFolder
 from hyperv_host_agent.replication.cycle import DiskGeometry
 from hyperv_host_agent.store.base import AttachedDisk
 from tests.fakes import disk_change, strace
@@ -259,6 +263,19 @@ CALLS = ("rename", "ftruncate", "pwrite64", "fsync", "unlink", "unlinkat", "msyn
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("call", CALLS)
 def test_a_kill_at_any_call_leaves_the_old_disks_or_the_new_and_no_change_forgotten(site: Guests, call: str):
+    strike(site, call, "signal=SIGKILL", (-9, 137))
+
+
+@pytest.mark.system
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+@pytest.mark.parametrize("call", [call for call in CALLS if call not in {"unlink", "unlinkat"}])
+def test_a_call_that_fails_leaves_the_old_disks_or_the_new_and_no_change_forgotten(site: Guests, call: str, error: str):
+    strike(site, call, f"error={error}", (1,))
+
+
+def strike(site: Guests, call: str, how: str, ends: tuple[int, ...]) -> None:
+    """Change disks of a stopped VM, struck at the 1st, 2nd … such call, until a change survives."""
     vm_id = site.new()
     site.hypervisor.stop(vm_id, timeout=20)
     taken = Taken(site.hypervisor.change_source(vm_id))
@@ -270,7 +287,7 @@ def test_a_kill_at_any_call_leaves_the_old_disks_or_the_new_and_no_change_forgot
             number += 1
             assert number < 100
             present = {each.name: each for each in site.hypervisor.machine(vm_id).spec.disks}
-            if kind != "resize" and ("vdc" in present) == (kind == "add"):  # the kill came after the decision
+            if kind != "resize" and ("vdc" in present) == (kind == "add"):  # it was struck after the decision
                 break
             write(site, vm_id, chance)
             identifier = str(uuid.uuid4()) if kind == "add" else present["vdc" if kind == "remove" else "vdb"].id
@@ -278,11 +295,11 @@ def test_a_kill_at_any_call_leaves_the_old_disks_or_the_new_and_no_change_forgot
             done = strace.run(
                 Path(disk_change.__file__),
                 [str(site.vms), str(site.run), vm_id, kind, identifier, str(size), "vdc"],
-                inject=f"{call}:signal=SIGKILL:when={number}",
+                inject=f"{call}:{how}:when={number}",
                 paths=[],
             )
             survived = done.returncode == 0
-            assert survived or done.returncode in (-9, 137), done.stderr
+            assert survived or done.returncode in ends, done.stderr
             sizes = {each.id: each.size for each in present.values()}
             changed = {key: value for key, value in sizes.items() if key != identifier}
             if kind != "remove":
@@ -297,7 +314,11 @@ def test_a_kill_at_any_call_leaves_the_old_disks_or_the_new_and_no_change_forgot
 
 
 def write(site: Guests, vm_id: str, chance: random.Random) -> None:
-    """As its guest does."""
-    site.hypervisor.start(vm_id)
-    site.writes_more(vm_id, chance.randrange(1, 5))
-    site.hypervisor.stop(vm_id, timeout=20)
+    """As its guest does, where load goes."""
+    folder = MachineFolder.open(site.folder(vm_id), vm_id)
+    with locked(folder.path / OWNER_LOCK, seconds=20) as free, contextlib.ExitStack() as stack:
+        assert free
+        opened = {each.id: folder.open_disk(each.id, True) for each in folder.disks}
+        disks = stack.enter_context(TrackedDisks(folder.path, opened))
+        for identifier in opened:
+            disks.write(identifier, chance.randrange(4) * CLUSTER, chance.randbytes(4096))
