@@ -235,16 +235,17 @@ class Sources:
         )
         source = self._running[vm_id]
         transfer = source.transfer = Transfer(means, _order(source.assignment, self._clock))
-        looking = self._group.create_task(self._look(reader, shown))
+        looking = self._group.create_task(self._look(reader, transfer, shown))
         try:
             await transfer.run()
         finally:
             looking.cancel()
             await asyncio.wait([looking])
 
-    async def _look(self, reader: Reader, shown: "_Shown") -> None:
+    async def _look(self, reader: Reader, transfer: Transfer, shown: "_Shown") -> None:
         while True:
             await self._clock.sleep(_LOOK_SECONDS)
+            transfer.look()
             shown.pending(await reader.run(reader.source.dirty_bytes))
 
     def _open(self, assignment: types_pb2.Assignment) -> Reader:

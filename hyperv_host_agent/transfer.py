@@ -196,6 +196,11 @@ class Transfer:
         if self._life is not None:
             self._life.put(SyncRequested())
 
+    def look(self) -> None:
+        """Show how it is now; what is missed grows while nothing happens."""
+        if self._life is not None:
+            self._life.put(Woke())
+
     async def _live(self) -> None:
         state = await asyncio.to_thread(self._load)
         self.seen.cycle(state.flight.header.number if state.flight else 0)
