@@ -30,6 +30,7 @@ from hyperv_host_agent.seeds.parts import (
     PartWriter,
     Place,
     digest,
+    ours,
     part_name,
     records_of,
 )
@@ -133,15 +134,13 @@ class SeedWriter:
         """Of an interrupted export: the parts that are there as they were written; those after a bad one are not."""
         kept = 0
         for number, part in enumerate(self.progress.parts, 1):
-            with suppress(FileNotFoundError):
-                if digest(self._folder / part_name(number)) == (part.size, part.digest):
-                    kept = number
-                    continue
-            break
+            if not _whole(self._folder, number, part):
+                break
+            kept = number
         del self.progress.parts[kept:], self.progress.places[kept:]
         self._save()
         for path in self._folder.iterdir():
-            if path.name not in {part_name(number) for number in range(1, kept + 1)}:
+            if ours(path.name) and path.name not in {part_name(number) for number in range(1, kept + 1)}:
                 path.unlink()
 
     def put(self, unit: Unit, packed: Packed) -> None:
@@ -264,13 +263,12 @@ def _at(held: Sequence[tuple[str, Run]], place: int) -> tuple[str, Run]:
 
 def complete(folder: Path, found: manifests.Manifest) -> bool:
     """Whether all parts of a finished export are as they were written. Raises OSError."""
-    for number, part in enumerate(found.parts, 1):
-        try:
-            if digest(folder / part_name(number)) != (part.size, part.digest):
-                return False
-        except FileNotFoundError:
-            return False
-    return True
+    return all(_whole(folder, number, part) for number, part in enumerate(found.parts, 1))
+
+
+def _whole(folder: Path, number: int, part: Part) -> bool:
+    path = folder / part_name(number)
+    return path.is_file() and not path.is_symlink() and digest(path) == (part.size, part.digest)
 
 
 def write_manifest(folder: Path, made: bytes) -> None:

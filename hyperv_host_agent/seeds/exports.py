@@ -1,7 +1,8 @@
 """The command `seed_export` at a source host: rules first, then the disks into parts, then the manifest."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -17,7 +18,7 @@ from hyperv_host_agent.packing import Packed
 from hyperv_host_agent.reading import Reader
 from hyperv_host_agent.replication.cycle import DiskGeometry
 from hyperv_host_agent.seeds import exporting, manifest
-from hyperv_host_agent.seeds.exporting import PROGRESS, SeedWriter, Unit
+from hyperv_host_agent.seeds.exporting import PROGRESS, SeedWriteFailed, SeedWriter, Unit
 from hyperv_host_agent.seeds.manifest import Manifest
 from hyperv_host_agent.seeds.parts import PART_BYTES
 from hyperv_host_agent.seeds.paths import PathRules, SeedPathTaken
@@ -138,12 +139,12 @@ class _Export:
         progress = await blocking.finish(exporting.begin, file, self._seed, tuple(disks), self._means.clock.now())
         writer = SeedWriter(self._folder, file, progress, self._means.part_bytes)
         try:
-            with exporting.writing(self._path, lambda: self._means.rules.free(self._path)):
+            with self._writing():
                 await blocking.finish(self._folder.mkdir, exist_ok=True)
                 await blocking.finish(writer.keep_finished)
             await self._check_room(reader.source, progress.disks, sum(part.size for part in progress.parts))
             await self._disks(writer)
-            with exporting.writing(self._path, lambda: self._means.rules.free(self._path)):
+            with self._writing():
                 parts = await blocking.finish(writer.finish)
                 made = Manifest(
                     vault=self._means.membership.identity.vault,
@@ -171,6 +172,17 @@ class _Export:
         self._call.result.note = f"{self._folder}: {len(parts)} parts, {units.size(total)}, for host {self._target}"
         _log.info("seed_exported", vm_id=self._vm_id, seed=self._seed.hex(), parts=len(parts), bytes=total)
 
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises SeedPathTooSmall, SeedWriteFailed, ReplicationEnded."""
+        try:
+            with exporting.writing(self._path, lambda: self._means.rules.free(self._path)):
+                yield
+        except SeedWriteFailed:
+            if self._means.sources.assigned(self._vm_id):
+                raise
+            raise ReplicationEnded(self._vm_id) from None  # what is kept of it here went first
+
     def _target_certificate(self) -> x509.Certificate:
         """Raises BadTargetCertificate."""
         mine = self._means.membership.watched.credentials
@@ -186,9 +198,9 @@ class _Export:
 
     def _written_before(self) -> bool:
         """Whether this seed is complete there; one that is not whole any more begins anew. Raises SeedPathTaken."""
-        with exporting.writing(self._path, lambda: self._means.rules.free(self._path)):
+        with self._writing():
             for seed, folder in manifest.folders(self._path, self._vm_id).items():
-                if seed != self._seed:
+                if seed != self._seed or folder.is_symlink():
                     raise SeedPathTaken(self._path, folder.name)
             if not (self._folder / manifest.FILE).exists():
                 return False
@@ -225,7 +237,7 @@ class _Export:
                     return
                 unit, packed = flying.pop(0)
                 found = await packed
-                with exporting.writing(self._path, lambda: self._means.rules.free(self._path)):
+                with self._writing():
                     await blocking.finish(writer.put, unit, found)
                 self._say(disks, unit)
         finally:

@@ -201,6 +201,8 @@ def vm_of(path: Path) -> str:
 def read(folder: Path, *, vault: str, roots_pem: bytes) -> Manifest:
     """Checked to be genuine. Raises SeedInterrupted, ManifestDamaged, OtherVault."""
     try:
+        if (folder / FILE).exists() and not (folder / FILE).is_file():  # a pipe would never end
+            raise ManifestDamaged(folder, "it is no file")
         with (folder / FILE).open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except FileNotFoundError:

@@ -8,6 +8,8 @@ zero. So what is lost with a bad record is known from its neighbours.
 """
 
 import os
+import re
+import stat
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +39,7 @@ DIGEST_BYTES: Final = 32
 MOST_CLUSTERS: Final = 4096  # data clusters of a record; as on the wire
 TAG_BYTES: Final = 16
 _READ: Final = 1 * MiB
+_NAME: Final = re.compile(r"part-[0-9]{6,10}(?:\.tmp)?")
 _MAGIC: Final = b"TWSEED1\0"
 _HEADER: Final = struct.Struct(f"<8s{ID_BYTES}sI{KEY_BYTES}s")  # magic, seed, part, salt
 _COVERED: Final = struct.Struct("<IQQI")  # disk, first cluster, past the last one, length of the message
@@ -141,7 +144,9 @@ class PartWriter:
         self._header = Header(seed, number, os.urandom(KEY_BYTES))
         self._aead = _aead(key, self._header)
         self._hasher = blake3()
-        self._fd = os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        # What somebody laid there under that name is not followed.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._fd = os.open(self._temporary, flags, 0o600)
         self.size = 0
         try:
             self._append(self._header.encode())
@@ -228,14 +233,17 @@ class PartReader:
         """Raises PartMissing, PartSwapped; RecordDamaged for record 0, the header."""
         self.number = number
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would never open
         except FileNotFoundError:
             raise PartMissing(number) from None
         except OSError as error:
             raise RecordDamaged(number, 0, f"it cannot be opened: {error.strerror}") from error
         try:
+            status = os.fstat(self._fd)
+            self.size = status.st_size
+            if not stat.S_ISREG(status.st_mode):
+                raise RecordDamaged(number, 0, "it is no file")
             header = self._header(seed)
-            self.size = os.fstat(self._fd).st_size
         except Failed:
             os.close(self._fd)
             raise
@@ -276,6 +284,11 @@ class PartReader:
         if header.number != self.number:
             raise PartSwapped(self.number, f"part {header.number}")
         return header
+
+
+def ours(name: str) -> bool:
+    """Whether a file in a seed's folder is a part, whole or begun."""
+    return _NAME.fullmatch(name) is not None
 
 
 def digest(path: Path) -> tuple[int, bytes]:

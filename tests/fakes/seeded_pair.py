@@ -48,6 +48,11 @@ class Seeded:
         await eventually("the seed to be awaited", ready)
 
     async def export(self, path: Path | None = None, **changes: Any) -> commands_pb2.CommandResult:
+        self.send_export(path, **changes)
+        return await self.two.provider.result(self.two.source.host_id, f"export-{self.orders}@1")
+
+    def send_export(self, path: Path | None = None, **changes: Any) -> None:
+        """Order number `orders`; nothing is waited for."""
         self.orders += 1
         order = {
             "vm_id": self.machine.id,
@@ -55,7 +60,7 @@ class Seeded:
             "target_certificate": self.two.provider.chains[self.two.target.host_id],
             "hypervisor_addresses": ["192.0.2.1"],
         }
-        return await self.two.provider.order(
+        self.two.provider.send(
             self.two.source.host_id, f"export-{self.orders}@1", seed_export=commands_pb2.SeedExport(**order | changes)
         )
 

@@ -11,8 +11,10 @@ import pytest
 from hyperv_host_agent.seeds import images
 from hyperv_host_agent.seeds.images import SCRATCH, ImageMissing, ImageUnreadable, ImageUnusable, QemuImgMissing
 from tests.fakes.agent_pair import FIRST, ODD_SIZE, SECOND, SIZE, pair, spec
+from tests.fakes.host_provider import assignment
 from tests.fakes.layers import write_layer
 from tests.fakes.newest_point import newest
+from twinsite.api.types.v1 import commands_pb2, types_pb2
 from twinsite.extents import CLUSTER
 
 CONTENT = random.Random(8).randbytes(SIZE // 2) + bytes(SIZE // 2)
@@ -162,3 +164,31 @@ def test_hostile_images_end_in_typed_errors(tmp_path: Path) -> None:
                 image.close()
         except (ImageMissing, ImageUnusable, ImageUnreadable) as error:
             assert error.text("public")
+
+
+async def test_a_replica_that_was_kept_is_what_the_next_protection_begins_with(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        machine = spec()
+        guest = two.add(machine, {FIRST: CONTENT, SECOND: TAIL})
+        await two.protect(machine)
+        await two.settled(machine.id)
+        two.provider.assign(two.source.host_id)
+        two.provider.assign(two.target.host_id)
+        forgotten = await two.provider.order(
+            two.source.host_id, "forget@1", forget_source=commands_pb2.ForgetSource(vm_id=machine.id)
+        )
+        assert forgotten.ok, forgotten.error
+        guest.write(FIRST, 5 * CLUSTER, b"while nobody looked")
+        shown = two.describe(machine.id)
+        assert (await two.prepare(shown, attempt=2)).ok
+        document = two.grant(shown)
+        for role, host, peer in (
+            (types_pb2.ROLE_TARGET, two.target, two.source),
+            (types_pb2.ROLE_SOURCE, two.source, two.target),
+        ):
+            order = assignment(shown, role, document, peer=peer.host_id, address=two.target.address)
+            two.provider.assign(host.host_id, order)
+        await two.settled(machine.id)
+        _, found = await newest(two.target, machine.id)
+        assert found == {FIRST: guest.content(FIRST), SECOND: guest.content(SECOND)}
+        assert two.at_source.statuses[machine.id].wire_bytes < 2 * CLUSTER

@@ -1,22 +1,29 @@
 """Every way in which media arrive wrong has its name, changes nothing, or heals over the network."""
 
+import asyncio
 import base64
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from hyperv_host_agent.runfile import identity_folder
 from hyperv_host_agent.seeds import manifest as manifests
 from hyperv_host_agent.seeds.manifest import Manifest
 from hyperv_host_agent.seeds.parts import HEADER_BYTES, RECORD_BYTES, part_name
+from hyperv_host_agent.store.base import SeedStopped
 from tests.fakes.agent_pair import FIRST, SECOND
 from tests.fakes.host_provider import eventually
 from tests.fakes.newest_point import newest
 from tests.fakes.pki import TestVault
 from tests.fakes.seeded_pair import Seeded, seeded_pair
+from twinsite.api.provider.v1 import host_link_pb2 as pb
+from twinsite.api.types.v1 import commands_pb2
 from twinsite.credentials import Credentials
 from twinsite.extents import CLUSTER
 
@@ -230,3 +237,99 @@ async def test_the_signature_in_the_manifest_is_over_what_people_read(tmp_path: 
         assert set(document) == {"seed", "certificates", "signature"}
         assert base64.b64decode(document["signature"])
         assert read(seeded, seeded.folder).disks[0].id == FIRST
+
+
+async def test_what_somebody_laid_on_the_medium_is_neither_followed_nor_waited_for(tmp_path: Path) -> None:
+    async with seeded_pair(tmp_path) as seeded:
+        precious = tmp_path / "precious"
+        precious.mkdir()
+        (precious / "part-000001").write_bytes(b"not ours")
+        await seeded.export()
+        name, key = seeded.folder.name, seeded.folder / manifests.FILE
+        key.unlink()
+        for path in seeded.parts():
+            path.unlink()
+        (seeded.folder / "part-000001.tmp").symlink_to(precious / "part-000001")
+        (seeded.folder / "notes.txt").write_bytes(b"of a person")
+        assert (await seeded.export()).ok
+        assert (seeded.folder / "notes.txt").read_bytes() == b"of a person"
+        linked = seeded.carry("linked")
+        shutil.rmtree(linked / name)
+        (linked / name).symlink_to(precious, target_is_directory=True)
+        assert (await seeded.export(linked)).error.code == "SEED_PATH_TAKEN"
+        assert (precious / "part-000001").read_bytes() == b"not ours"
+        piped = seeded.carry("piped")
+        (piped / name / manifests.FILE).unlink()
+        os.mkfifo(piped / name / manifests.FILE)
+        assert await refused(seeded, piped) == "MANIFEST_DAMAGED"
+        seeded.parts()[0].unlink()
+        os.mkfifo(seeded.folder / "part-000001")
+        imported = await seeded.import_()
+        assert "it is no file" in imported.note
+        await assert_equal(seeded)
+
+
+async def test_an_export_that_is_cancelled_can_be_taken_up_again(tmp_path: Path) -> None:
+    async with seeded_pair(tmp_path) as seeded:
+        view = seeded.two.at_source
+        with seeded.guest._lock:  # nothing of the disks can be read
+            seeded.send_export()
+            command = f"export-{seeded.orders}@1"
+            await eventually("the command to be taken", lambda: command in view.received)
+            view.outgoing.put_nowait(pb.ToHost(cancel=commands_pb2.CancelCommand(id=command)))
+            await asyncio.sleep(0.3)
+        result = await seeded.two.provider.result(seeded.two.source.host_id, command)
+        assert result.error.code == "COMMAND_CANCELLED"
+        assert list(seeded.medium.rglob(manifests.FILE)) == []
+        assert (await seeded.export()).ok
+        assert (await seeded.import_()).ok
+        await assert_equal(seeded)
+
+
+async def test_an_agent_that_restarts_in_the_midst_of_an_export_finishes_it(tmp_path: Path) -> None:
+    async with seeded_pair(tmp_path) as seeded:
+        two, lock = seeded.two, seeded.guest._lock
+        lock.acquire()
+        seeded.send_export()
+        command = f"export-{seeded.orders}@1"
+        await eventually("the command to be taken", lambda: command in two.at_source.received)
+        asyncio.get_running_loop().call_later(0.3, lock.release)
+        await two.restart_source()
+        result = await two.provider.result(two.source.host_id, command)
+        assert result.ok, result.error
+        assert (await seeded.import_()).ok
+        await assert_equal(seeded)
+
+
+async def test_ending_the_protection_does_not_wait_for_an_export(tmp_path: Path) -> None:
+    async with seeded_pair(tmp_path) as seeded:
+        two, lock = seeded.two, seeded.guest._lock
+        lock.acquire()
+        seeded.send_export()
+        command = f"export-{seeded.orders}@1"
+        await eventually("the command to be taken", lambda: command in two.at_source.received)
+        asyncio.get_running_loop().call_later(0.5, lock.release)
+        two.provider.assign(two.source.host_id)
+        forgotten = await two.provider.order(
+            two.source.host_id, "forget@1", forget_source=commands_pb2.ForgetSource(vm_id=seeded.machine.id)
+        )
+        assert forgotten.ok, forgotten.error
+        result = await two.provider.result(two.source.host_id, command)
+        assert result.error.code in {"REPLICATION_ENDED", "NOT_REPLICATED_HERE"}
+
+
+async def test_a_replica_that_is_removed_ends_the_import_of_its_seed(tmp_path: Path) -> None:
+    async with seeded_pair(tmp_path) as seeded:
+        await seeded.export()
+        held = (await seeded.two.target.targets.receptions.get(seeded.machine.id)).held
+        held.replica.seed_begin(held.replica.state().seed)
+        two = seeded.two
+        two.provider.assign(two.source.host_id)
+        two.provider.assign(two.target.host_id)
+        removed = await two.provider.order(
+            two.target.host_id, "remove@1", remove_replica=commands_pb2.RemoveReplica(vm_id=seeded.machine.id)
+        )
+        assert removed.ok, removed.error
+        with pytest.raises(SeedStopped):
+            held.replica.seed_commit(after_cycle=1, lacking=())
+        assert (await seeded.import_()).error.code == "REPLICA_MISSING"
