@@ -12,6 +12,7 @@ BENCHMARKS = (
     "lost_tracking",
     "rpo",
     "memory",
+    "points",
 )
 
 

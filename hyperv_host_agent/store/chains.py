@@ -103,7 +103,7 @@ class Chains:
 
 
 def load(directory: Path, vm_id: str, manifests: Mapping[int, Manifest]) -> Chains:
-    """The chains of a replica with these manifests. Raises StoreDamaged."""
+    """The chains of a replica with these manifests. Raises StoreDamaged, OSError."""
     documents, problems = copies.read(directory / CHAINS)
     if problems and not documents:
         raise StoreDamaged(vm_id, "; ".join(problems))
@@ -112,6 +112,8 @@ def load(directory: Path, vm_id: str, manifests: Mapping[int, Manifest]) -> Chai
         chains = Chains.from_json(documents[0]) if documents else Chains()
     except ValueError as error:
         raise StoreDamaged(vm_id, f"{CHAINS} {error}") from error
+    if documents and (problems or len(documents) != 2 or documents[0] != documents[1]):
+        copies.write(directory / CHAINS, documents[0])
     if chains.through > max(manifests, default=0):
         raise StoreDamaged(vm_id, f"the manifest of cycle {chains.through} is missing")
     for cycle in sorted(manifests):

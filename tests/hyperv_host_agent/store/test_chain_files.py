@@ -1,7 +1,10 @@
 """What is on disk: one layer per change, nothing that nobody names, and damage is named before anything is touched."""
 
+import gc
 import os
 import shutil
+import subprocess
+import sys
 from bisect import bisect_left
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +20,8 @@ from tests.contracts.replica_store import VM, new_machine
 from tests.fakes.chain_rig import ChainRig, flip
 from tests.fakes.replicated_machine import Cycle, Machine, send, stage
 from twinsite.extents import CLUSTER
+
+OPEN = "from pathlib import Path; from hyperv_host_agent.store.chain import ChainStore as S; S(Path({!r}))"
 
 
 @pytest.fixture
@@ -296,3 +301,59 @@ def test_leftovers_of_a_removal_are_cleared_at_the_next_start(rig: ChainRig):
     (rig.root / VM).rename(rig.root / f".removed-{VM}")
     assert ChainStore(rig.root).replicas() == []
     assert names(rig.root) == []
+
+
+def test_a_second_process_is_refused_and_told_who_has_the_store(rig: ChainRig):
+    filled(rig)
+    command = [sys.executable, "-c", OPEN.format(str(rig.root))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "StoreInUse" in done.stderr
+    assert f"{rig.root} is in use by process {os.getpid()}" in done.stderr
+    ChainStore(rig.root).open(VM).close()  # this process may
+
+
+def test_a_store_is_free_again_once_nobody_in_the_process_uses_it(quick_path: Path):
+    store = ChainStore(quick_path / "store")
+    command = [sys.executable, "-c", OPEN.format(str(store.root))]
+    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode
+    del store
+    gc.collect()
+    subprocess.run(command, check=True, timeout=60)
+
+
+def test_one_damaged_copy_of_the_chains_costs_nothing_and_two_are_named(rig: ChainRig):
+    cycles = filled(rig, 12)
+    replica = rig.store.open(VM)
+    replica.maintain(keep=[3])
+    replica.close()
+    paths = [rig.root / VM / name for name in ("chains.json", "chains.json.copy")]
+    for path in paths:
+        kept = path.read_bytes()
+        flip(path, len(kept) // 2)
+        replica = rig.store.open(VM)
+        assert rig.content(replica, 3, "disk-a") == cycles[2].content["disk-a"]
+        replica.close()
+        assert path.read_bytes() == kept  # from the other one
+    for path in paths:
+        flip(path, 100)
+    before = names(rig.root)
+    with pytest.raises(StoreDamaged, match=r"chains\.json is not.*chains\.json\.copy is not"):
+        rig.store.open(VM)
+    assert names(rig.root) == before
+
+
+def test_a_missing_newest_manifest_is_damage_and_a_removal_cut_short_is_finished(rig: ChainRig):
+    filled(rig, 12)
+    replica = rig.store.open(VM)
+    gone = {path: path.read_bytes() for path in (rig.root / VM / "points").iterdir()}
+    assert replica.maintain(keep=[3]).merged
+    replica.close()
+    for number in (5, 8):  # as a power loss may bring them back
+        path = rig.root / VM / "points" / f"{number:06}.json"
+        path.write_bytes(gone[path])
+    replica = rig.store.open(VM)
+    assert [point.cycle for point in replica.points()] == [3, 12]
+    replica.close()
+    (rig.root / VM / "points" / "000012.json").unlink()
+    with pytest.raises(StoreDamaged, match="manifest of cycle 12 is missing"):
+        rig.store.open(VM)
