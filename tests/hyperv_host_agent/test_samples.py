@@ -1,6 +1,7 @@
 """What is recorded of replications: a sample for every VM and minute, whatever happens to the program or the disk."""
 
 import asyncio
+import resource
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -186,6 +187,20 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_may_pass(tmp_path: Pat
     store.write(samples(1))
     assert store.oldest(9, 10**6, but=(0, 0)) == samples(1)
     store.close()
+
+
+def test_a_disk_that_is_full_keeps_what_it_has_and_takes_more_when_there_is_room(store: SampleStore) -> None:
+    store.write(samples(500))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(SamplesUnwritable):
+            store.write(samples(20_000, first=BEGIN + 86400 * 7))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert store.oldest(30_000, 10**9, but=(0, 0)) == samples(500)
+    store.write(samples(10, first=BEGIN + 86400 * 7))
+    assert len(store.oldest(30_000, 10**9, but=(0, 0))) == 510
 
 
 # ---- together ----------------------------------------------------------------------------------------------------
