@@ -18,12 +18,14 @@ from hyperv_host_agent.inventory import Inventory
 from hyperv_host_agent.link import Link
 from hyperv_host_agent.membership import Membership, join
 from hyperv_host_agent.outbox import Outbox
+from hyperv_host_agent.points import Points
 from hyperv_host_agent.preparation import Preparation
 from hyperv_host_agent.promotions import Promotions
 from hyperv_host_agent.recovery import Recovery
 from hyperv_host_agent.replicas import Replicas
 from hyperv_host_agent.sample_store import SampleStore
 from hyperv_host_agent.sampling import Sampling
+from hyperv_host_agent.scrubbing import Scrubbing
 from hyperv_host_agent.seeds.beginnings import Beginnings
 from hyperv_host_agent.seeds.exports import Exports
 from hyperv_host_agent.seeds.imports import Imports
@@ -136,6 +138,13 @@ async def _serving(
                 clock=clock,
                 group=group,
             )
+            scrubbing = Scrubbing(
+                replicas,
+                targets,
+                clock,
+                bytes_per_second=settings.scrub_bytes_per_second,
+                days=settings.scrub_days,
+            )
             recovery = Recovery(
                 membership.identity,
                 hypervisor=hypervisor,
@@ -163,7 +172,11 @@ async def _serving(
             imports = Imports(replicas, targets, membership, old_keys, rules)
             inventory = Inventory(membership, hypervisor, store, outbox, clock, address=lambda: address)
             commands = Commands(
-                journal, outbox, _handlers(recovery, preparation, exports, imports), inventory.look, group
+                journal,
+                outbox,
+                _handlers(recovery, preparation, Points(replicas, targets), exports, imports),
+                inventory.look,
+                group,
             )
             assignments = _assignments(state, sources, targets, outbox)
             link = Link(
@@ -177,6 +190,7 @@ async def _serving(
                 for work in (
                     targets.promoted(),
                     targets.run(),
+                    scrubbing.run(),
                     inventory.run(),
                     sources.power_on(assignments),
                     sources.take_turns(),
@@ -221,7 +235,9 @@ def _assignments(state: Path, sources: Sources, targets: Targets, outbox: Outbox
     return Assignments(state, apply=apply, on_held=outbox.held)
 
 
-def _handlers(recovery: Recovery, preparation: Preparation, exports: Exports, imports: Imports) -> dict[str, Handler]:
+def _handlers(
+    recovery: Recovery, preparation: Preparation, points: Points, exports: Exports, imports: Imports
+) -> dict[str, Handler]:
     return {
         "check_source": preparation.check_source,
         "prepare_replica": preparation.prepare_replica,
@@ -233,4 +249,6 @@ def _handlers(recovery: Recovery, preparation: Preparation, exports: Exports, im
         "stop_machine": recovery.stop_machine,
         "seed_export": exports.seed_export,
         "seed_import": imports.seed_import,
+        "mark_point": points.mark_point,
+        "verify_replica": points.verify_replica,
     }

@@ -43,6 +43,12 @@ class Call:
     def progress(self, percent: int, message: str) -> None:
         self._say(CommandProgress(id=self.command.id, percent=percent, message=message))
 
+    def progress_bytes(self, done: int, total: int, message: str) -> None:
+        percent = 100 * done // total if total else 100
+        self._say(
+            CommandProgress(id=self.command.id, percent=percent, bytes_done=done, bytes_total=total, message=message)
+        )
+
 
 # Hours perhaps: a failover or the end of the protection does not wait for them.
 _BESIDE: Final = frozenset({"seed_export", "seed_import"})

@@ -68,7 +68,8 @@ class Recovery:
         order = call.command.test_failover
         owner, test_vm = _owner(order.test_id), _test_vm(order.vm_id, order.test_id)
         held = await self._replicas.get(order.vm_id)
-        point = _choose(await held.run(held.replica.points), order.cycle, owner)
+        points = await held.run(held.replica.points)
+        point = _choose(points, order.cycle, owner)
         spec = from_proto(Machine.FromString(point.machine))
         alone = dataclasses.replace(spec, id=test_vm, nics=tuple((mac, "") for mac, _ in spec.nics))
         try:
@@ -86,7 +87,7 @@ class Recovery:
             # A test that could not start leaves nothing behind that would keep the point.
             await self._remove_test(order.vm_id, order.test_id)
             raise
-        await self._answer(call, test_vm, point)
+        await self._answer(call, test_vm, point, _warnings(points, point, order.cycle))
         await self._targets.refresh(order.vm_id)
 
     async def test_cleanup(self, call: Call) -> None:
@@ -101,7 +102,7 @@ class Recovery:
         grant = self._granted(order.vm_id, order.grant)
         held = await self._replicas.get(order.vm_id)
         done = await blocking.finish(self._promotions.get, order.vm_id)
-        point = await self._prepare(held, order.cycle, grant, done)
+        point, warnings = await self._prepare(held, order.cycle, grant, done)
         spec = from_proto(Machine.FromString(point.machine))
         call.settled = True
         call.progress(10, f"this host owns the VM in term {grant.term}")
@@ -113,7 +114,7 @@ class Recovery:
         await blocking.finish(self._hypervisor.define, spec, disks, purpose=Purpose.REPLICA)
         call.progress(70, "start the VM")
         await blocking.finish(self._hypervisor.start, spec.id)
-        await self._answer(call, spec.id, point)
+        await self._answer(call, spec.id, point, warnings)
         await self._targets.refresh(order.vm_id)
 
     async def stop_machine(self, call: Call) -> None:
@@ -134,8 +135,10 @@ class Recovery:
             raise GrantRefused(problem)
         return grant
 
-    async def _prepare(self, held: Held, cycle: int, grant: Grant, done: Promotion | None) -> PointInfo:
-        """The point, after everything was checked that can be before the term is raised."""
+    async def _prepare(
+        self, held: Held, cycle: int, grant: Grant, done: Promotion | None
+    ) -> tuple[PointInfo, list[str]]:
+        """The point, and what to warn of, after everything was checked that can be before the term is raised."""
         state = await held.run(held.replica.state)
         if grant.term < state.term:
             raise OlderTerm(grant.term, state.term)
@@ -148,14 +151,14 @@ class Recovery:
             own = machine.spec.id == spec.id and machine.purpose is Purpose.REPLICA
             if not own and (machine.spec.id == spec.id or machine.spec.name == spec.name):
                 raise MachineExists(machine.spec.name)
-        return point
+        return point, _warnings(points, point, cycle)
 
-    async def _answer(self, call: Call, vm_id: str, point: PointInfo) -> None:
+    async def _answer(self, call: Call, vm_id: str, point: PointInfo, warnings: list[str]) -> None:
         state = await blocking.finish(self._hypervisor.machine, vm_id)
         call.result.machine.CopyFrom(to_proto(state))
         call.result.cycle = point.cycle
         call.result.instant.CopyFrom(wire.timestamp(point.instant))
-        notes = []
+        notes = list(warnings)
         for disk in state.spec.disks:
             path = await blocking.finish(self._hypervisor.disk_path, vm_id, disk.id)
             notes.append(f"{disk.name or disk.id}: {path}")
@@ -185,7 +188,10 @@ def _test_vm(vm_id: str, test_id: str) -> str:
 
 
 def _choose(points: list[PointInfo], cycle: int, owner: str) -> PointInfo:
-    """The point `owner` has already, when the command is repeated; the one named; the newest. Raises PointMissing."""
+    """The point `owner` has already, when the command is repeated; the one named; the newest without damage, if any.
+
+    Raises PointMissing, NoPoint.
+    """
     recoverable = [point for point in points if point.recoverable]
     for point in recoverable:
         if owner in point.pinned_by:
@@ -193,8 +199,19 @@ def _choose(points: list[PointInfo], cycle: int, owner: str) -> PointInfo:
     if not cycle:
         if not recoverable:
             raise NoPoint
-        return recoverable[-1]
+        return next((point for point in reversed(recoverable) if not point.damaged), recoverable[-1])
     for point in recoverable:
         if point.cycle == cycle:
             return point
     raise PointMissing(cycle)
+
+
+def _warnings(points: list[PointInfo], point: PointInfo, cycle: int) -> list[str]:
+    """What whoever starts a VM from the point has to know; `cycle` 0: it was chosen here."""
+    warnings = []
+    if point.damaged:
+        warnings.append(f"warning: {point.damaged} clusters of point {point.cycle} are damaged: reading them fails")
+    passed = [other.cycle for other in points if other.recoverable and other.cycle > point.cycle and other.damaged]
+    if not cycle and passed:
+        warnings.append(f"warning: newer points with damage were passed over: {', '.join(map(str, passed))}")
+    return warnings

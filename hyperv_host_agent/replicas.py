@@ -33,6 +33,12 @@ class Held:
         async with self._maintaining:
             return await blocking.finish(call, *args, **kwargs)
 
+    async def aside(
+        self, call: Callable[Arguments, Answer], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Answer:
+        """For calls that may run beside everything: `check` and its steps, `scrub`, `scrubbed`."""
+        return await blocking.finish(call, *args, **kwargs)
+
     async def close(self) -> None:
         await self.run(self.replica.close)  # which also ends a `maintain` that runs
 

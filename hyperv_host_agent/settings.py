@@ -82,6 +82,8 @@ class Settings:
     store: Path = Path("/var/lib/twinsite/replicas")  # what this host holds of other hosts' VMs
     store_reserve_bytes: int = 1 * GiB  # replication stops before the store's file system has less than this
     maintain_bytes_per_second: int = 200 * 10**6  # what merging of recovery points may write, for all replicas together
+    scrub_bytes_per_second: int = 20 * MiB  # at which replicas are read and checked, again and again
+    scrub_days: int = 7  # every replica is checked whole in so many days, at a higher rate if need be
     vms: Path = Path("/var/lib/twinsite/vms")  # of the embedded hypervisor
     hypervisor: str = "embedded"
     listen: str = "127.0.0.1:8084"  # replication server
@@ -97,6 +99,10 @@ class Settings:
             raise ValueError("store_reserve_bytes must not be negative")
         if self.maintain_bytes_per_second < 10**6:
             raise ValueError("maintain_bytes_per_second must be at least 1000000")
+        if self.scrub_bytes_per_second < 1 * MiB:
+            raise ValueError("scrub_bytes_per_second must be at least 1048576")
+        if not 1 <= self.scrub_days <= 365:
+            raise ValueError("scrub_days must be 1 to 365")
         for name, address in (("listen", self.listen), ("advertise", self.advertise)):
             host, colon, port = address.rpartition(":")
             if address and not (host and colon and port.isascii() and port.isdigit() and int(port) < 65536):

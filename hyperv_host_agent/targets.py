@@ -95,7 +95,26 @@ class Targets:
         if recoverable:
             shown.committed_instant.CopyFrom(wire.timestamp(recoverable[-1].instant))
         self._show(vm_id, recoverable=bool(recoverable))
-        self._outbox.points(vm_id, [_to_proto(vm_id, point) for point in recoverable])
+        self._outbox.points(vm_id, [point_to_proto(vm_id, point) for point in recoverable])
+
+    async def scrubbed(self, vm_id: str) -> None:
+        """Tell how far the check of the replica is."""
+        if vm_id not in self._statuses:
+            return
+        try:
+            held = await self._replicas.get(vm_id)
+            state = await held.aside(held.replica.scrubbed)
+        except TwinsiteError:
+            return  # removed meanwhile, or `refresh` says why it cannot be read
+        shown = self._status(vm_id)
+        shown.scrub.Clear()
+        if state.completed is not None:
+            shown.scrub.completed.CopyFrom(wire.timestamp(state.completed))
+        shown.scrub.checked_bytes = state.checked_bytes
+        shown.scrub.total_bytes = state.total_bytes
+        shown.scrub.damaged_clusters = state.damaged
+        shown.scrub.repaired_clusters = state.repaired
+        self._show(vm_id, recoverable=shown.HasField("committed_instant"))
 
     async def promoted(self) -> None:
         """Bring up the VMs this host owns since a failover; at the start of the agent. Runs until all are up."""
@@ -151,7 +170,7 @@ class Targets:
         shown.term = point.term
         if point.recoverable:
             shown.committed_instant.CopyFrom(wire.timestamp(point.instant))
-            self._outbox.one_more_point(vm_id, _to_proto(vm_id, point))
+            self._outbox.one_more_point(vm_id, point_to_proto(vm_id, point))
         shown.ClearField("reason")
         self._show(vm_id, recoverable=shown.HasField("committed_instant"))
         self._wants(vm_id)
@@ -191,7 +210,7 @@ class Targets:
         policy = assignment.policy
         return retention.keep(
             [
-                retention.KeptPoint(point.cycle, point.instant, point.recoverable, pinned=bool(point.pinned_by))
+                retention.KeptPoint(point.cycle, point.instant, point.recoverable, pinned=_stays(point))
                 for point in points
             ],
             additional=policy.additional_points,
@@ -224,7 +243,13 @@ class Targets:
         self._outbox.replication(fresh)
 
 
-def _to_proto(vm_id: str, point: PointInfo) -> types_pb2.Point:
+def _stays(point: PointInfo) -> bool:
+    """Whether retention has no say in it."""
+    return bool(point.pinned_by) or point.kept or point.locked_until is not None
+
+
+def point_to_proto(vm_id: str, point: PointInfo) -> types_pb2.Point:
+    """A recovery point as it is told."""
     made = types_pb2.Point(
         vm_id=vm_id,
         cycle=point.cycle,
@@ -233,6 +258,11 @@ def _to_proto(vm_id: str, point: PointInfo) -> types_pb2.Point:
         changed_bytes=point.clusters * CLUSTER,
         stored_bytes=point.stored_bytes,
         pinned_by=", ".join(point.pinned_by),
+        name=point.name,
+        kept=point.kept,
+        damaged_clusters=point.damaged,
     )
     made.instant.CopyFrom(wire.timestamp(point.instant))
+    if point.locked_until is not None:
+        made.locked_until.CopyFrom(wire.timestamp(point.locked_until))
     return made

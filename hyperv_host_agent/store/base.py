@@ -181,12 +181,35 @@ class AttachedDisk:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Damage that `verify` found."""
+    """Damage that a check found."""
 
-    cycle: int
-    disk: str
-    cluster: int | None
+    disk: str  # empty: the file belongs to no disk
+    file: str  # its path in the replica's directory
+    cluster: int | None  # None: the file as a whole, its header or its tables
     problem: str
+    points: tuple[int, ...] = ()  # cycles of the points that stand on it
+    repaired: bool = False
+    wanted: bool = False  # not mended here: the source sends it with its next cycle
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A check came so far."""
+
+    done_bytes: int
+    total_bytes: int
+    findings: tuple[Finding, ...] = ()  # since the step before
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubState:
+    """How far the continuous check of a replica is, and what it knows."""
+
+    completed: float | None = None  # seconds since 1970, end of the last whole round; None: none yet
+    checked_bytes: int = 0  # in the present round
+    total_bytes: int = 0
+    damaged: int = 0  # clusters and files, found and not repaired
+    repaired: int = 0  # since the replica was made
 
 
 class Budget:
@@ -337,11 +360,25 @@ class Replica(Protocol):
         """
         ...
 
-    def verify(self, *, cycle: int = 0) -> Iterator[Finding]:
-        """Read and decompress every cluster of a point, 0: the newest cycle; compare fingerprints.
+    def check(self, *, cycle: int = 0, repair: bool = False) -> Iterator[Checked]:
+        """Read and check everything that is stored, at full speed, or only what one point stands on.
 
-        Slow; empty: all is well. Raises PointMissing.
+        With `repair`, what can be mended here is, and the rest of the newest point is wanted. May be left at any step;
+        runs beside everything else. Raises PointMissing.
         """
+        ...
+
+    def scrub(self, count: int, now: float) -> ScrubState:
+        """Check and mend about `count` bytes more of everything, where the last call left off, also before a restart.
+
+        `now`: seconds since 1970. A round that ends begins again with the next call. Runs beside everything else.
+        """
+        ...
+
+    def scrubbed(self) -> ScrubState: ...
+
+    def verify(self, *, cycle: int = 0) -> Iterator[Finding]:
+        """What a `check` without repair finds. Slow; empty: all is well. Raises PointMissing."""
         ...
 
     def close(self) -> None: ...

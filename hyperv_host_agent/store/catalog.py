@@ -4,8 +4,9 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from hyperv_host_agent.store import chains, checking, files, manifests, merging, seeding
+from hyperv_host_agent.store import chains, checking, copies, files, manifests, merging, repair, seeding
 from hyperv_host_agent.store.base import PointMissing, StoreDamaged, WriteFailed
+from hyperv_host_agent.store.damage import Damage
 from hyperv_host_agent.store.manifests import POINTS, DiskRef, LayerRef, Manifest
 from hyperv_host_agent.store.pins import PINS, Pins
 
@@ -17,14 +18,21 @@ class Catalog:
         """Read it, finish an interrupted merge. Raises StoreDamaged, OSError."""
         self.directory, self.vm_id = directory, vm_id
         self.lock = threading.RLock()
+        self._copied: set[int] = set()  # points that have their second copy
+        self._sides_copied: set[tuple[str, bytes]] = set()  # disk, digest
         self._limbo: Manifest | None = None  # its commit failed so that nobody knows what a power loss would show
         self._unpublished = checking.read_intent(directory, vm_id)
         for name in (POINTS, PINS):
             if not (directory / name).is_dir():
                 raise StoreDamaged(vm_id, f"{name}/ is missing")
-        self.manifests = manifests.load(directory, vm_id)
-        self.chains = chains.load(directory, vm_id, self.manifests)
+        self.manifests, lost = manifests.load(directory, vm_id)
+        self.damaged = [Damage("", f"{POINTS}/{cycle:06}.json", problem) for cycle, problem in lost.items()]
+        self.chains = chains.load(directory, vm_id, self.manifests, lost)
+        path = directory / chains.CHAINS
+        self._chains_data = path.read_bytes() if path.exists() else b""
         self._written = 0  # the newest cycle whose layers the document of the chains is known to name
+        if lost and self.manifests:
+            self._store(self.chains)  # also layers whose manifest is gone
         newest = self.newest()
         if newest:
             # What is seen here is told to the source as committed, so it must be what a power loss leaves. A sync alone
@@ -34,10 +42,40 @@ class Catalog:
         self.seeded = seeding.read(directory, vm_id)
         for cycle in [cycle for cycle, found in self.manifests.items() if not checking.served(self.chains, found)]:
             if newest and cycle != newest.cycle:  # its removal was cut short
-                files.remove_file(manifests.point_path(directory, cycle))
+                copies.remove(manifests.point_path(directory, cycle))
                 del self.manifests[cycle]
         self.pins = Pins(directory, vm_id)
-        checking.check_chains(directory, vm_id, self.chains, self.manifests)
+        self.damaged += checking.check_chains(directory, vm_id, self.chains, self.manifests)
+
+    def copy(self) -> None:
+        """Give what was committed its second copies: not on the way of a commit, but before a merge. Raises OSError."""
+        with self.lock:
+            new = [cycle for cycle in self.manifests if cycle not in self._copied]
+            layers = [(disk, ref) for disk, refs in self.chains.disks.items() for ref in refs]
+            for cycle in new:
+                path = copies.copy_path(manifests.point_path(self.directory, cycle))
+                if not path.exists():
+                    files.replace_file(path, self.manifests[cycle].encode())
+                self._copied.add(cycle)
+        for disk, ref in layers:
+            if (disk, ref.digest) not in self._sides_copied:
+                repair.copy_side(self.directory / disk / ref.file, ref)
+        self._sides_copied = {(disk, ref.digest) for disk, ref in layers}
+
+    def documents(self) -> list[copies.Document]:
+        """Every document of the replica that this owns. Under the lock."""
+        found = [
+            copies.Document(manifests.point_path(self.directory, cycle), manifest.encode(), (cycle,))
+            for cycle, manifest in self.manifests.items()
+        ]
+        aside = sorted((self.directory / POINTS).glob(f"*{manifests.ASIDE}"))
+        found += [copies.Document(path, None, (int(path.name.split(".")[0]),)) for path in aside]
+        if self._chains_data:
+            found.append(copies.Document(self.directory / chains.CHAINS, self._chains_data, tuple(self.manifests)))
+        if self.seeded:
+            seed = files.seal(self.seeded.document())
+            found.append(copies.Document(self.directory / seeding.SEED, seed, tuple(self.manifests)))
+        return found + self.pins.documents()
 
     def newest(self) -> Manifest | None:
         return self.manifests[max(self.manifests)] if self.manifests else None
@@ -123,7 +161,7 @@ class Catalog:
             if max(removed) > self._written:
                 self._store(self.chains)  # they name layers that others stand on
             for cycle in removed:
-                files.remove_file(manifests.point_path(self.directory, cycle))
+                copies.remove(manifests.point_path(self.directory, cycle))
                 del self.manifests[cycle]
             files.sync_directory(self.directory / POINTS)
             if trimmed != self.chains:
@@ -137,7 +175,7 @@ class Catalog:
                 if waiting:
                     self._unpublished = waiting
                     self.chains = merging.publish(self.directory, waiting, self.chains)
-                    self._written = self.chains.through
+                    self._stored()
                     self._unpublished = None
 
     def collect(self, *, views: set[Path], partials: set[Path], everything: bool) -> None:
@@ -149,4 +187,8 @@ class Catalog:
 
     def _store(self, changed: chains.Chains) -> None:
         chains.store(self.directory, changed)
-        self.chains, self._written = changed, changed.through
+        self.chains = changed
+        self._stored()
+
+    def _stored(self) -> None:
+        self._chains_data, self._written = files.seal(self.chains.document()), self.chains.through

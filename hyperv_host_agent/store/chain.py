@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from hyperv_host_agent.store import files, rules, store_lock
+from hyperv_host_agent.store import copies, files, rules, store_lock
 from hyperv_host_agent.store.base import NoSpace, PointPinned, ReplicaMissing, StoreDamaged
 from hyperv_host_agent.store.keeps import Keeps
 from hyperv_host_agent.store.lock_clock import LockClock
@@ -42,7 +42,7 @@ class ChainStore:
 
     def open(self, vm_id: str) -> ChainReplica:
         directory = self._directory(vm_id)
-        if not (directory / TERM).exists():
+        if not copies.exists(directory / TERM):
             if (directory / POINTS).is_dir() and any((directory / POINTS).iterdir()):
                 raise StoreDamaged(vm_id, f"{TERM} is missing")
             raise ReplicaMissing(vm_id)
@@ -50,7 +50,7 @@ class ChainStore:
 
     def create(self, vm_id: str, *, term: int) -> ChainReplica:
         directory = self._directory(vm_id)
-        if not (directory / TERM).exists():
+        if not copies.exists(directory / TERM):
             free = self.free_bytes()
             if free < self.reserve:
                 raise NoSpace(free, self.reserve)
@@ -78,7 +78,8 @@ class ChainStore:
             shutil.rmtree(gone)
 
     def replicas(self) -> list[str]:
-        return sorted(path.parent.name for path in self.root.glob(f"*/{TERM}") if not path.parent.name.startswith("."))
+        found = {path.parent.name for path in self.root.glob(f"*/{TERM}*") if not path.name.endswith(".tmp")}
+        return sorted(name for name in found if not name.startswith("."))
 
     def free_bytes(self) -> int:
         return self._space(self.root)[0]

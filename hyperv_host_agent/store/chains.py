@@ -5,14 +5,16 @@ rewritten before a manifest may go and after every merge, and there are two copi
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
 from hyperv_host_agent.store import copies, rules
 from hyperv_host_agent.store.base import BadName, StoreDamaged
-from hyperv_host_agent.store.manifests import FORMAT, LayerRef, Manifest
+from hyperv_host_agent.store.formats.qcow2 import LayerDamaged
+from hyperv_host_agent.store.layer_check import stand_in
+from hyperv_host_agent.store.manifests import FORMAT, LayerRef, Manifest, layer_name
 
 CHAINS: Final = "chains.json"
 
@@ -83,12 +85,27 @@ class Chains:
                 kept[disk_id] = (*kept.get(disk_id, ()), *chain[:end])
         return replace(self, disks=kept)
 
-    def to_json(self) -> dict[str, object]:
+    def without(self, after: int) -> "Chains":
+        """As they were before the cycles after this one, as far as their layers were not merged with older ones."""
+        kept = {disk: tuple(ref for ref in layers if ref.cycle <= after) for disk, layers in self.disks.items()}
+        return Chains(after, {disk: layers for disk, layers in kept.items() if layers})
+
+    def found(self, directory: Path, vm_id: str, cycle: int) -> "Chains":
+        """With the layers of a newer cycle whose manifest is lost, as their files say. Raises StoreDamaged."""
+        disks = dict(self.disks)
+        for layer in sorted(directory.glob(f"*/{layer_name(cycle)}")):
+            try:
+                disks[layer.parent.name] = (*disks.get(layer.parent.name, ()), stand_in(layer))
+            except LayerDamaged as error:
+                raise StoreDamaged(vm_id, str(error)) from error
+        return Chains(cycle, disks)
+
+    def document(self) -> dict[str, object]:
         disks = {disk_id: [layer.to_json() for layer in layers] for disk_id, layers in self.disks.items()}
         return {"format": FORMAT, "through": self.through, "disks": disks}
 
     @classmethod
-    def from_json(cls, document: Any) -> Self:
+    def decode(cls, document: Mapping[str, Any]) -> Self:
         """Raises ValueError."""
         try:
             if document["format"] != FORMAT:
@@ -102,26 +119,36 @@ class Chains:
             raise ValueError(f"is malformed: {error}") from error
 
 
-def load(directory: Path, vm_id: str, manifests: Mapping[int, Manifest]) -> Chains:
-    """The chains of a replica with these manifests. Raises StoreDamaged, OSError."""
-    documents, problems = copies.read(directory / CHAINS)
-    if problems and not documents:
+def load(directory: Path, vm_id: str, manifests: Mapping[int, Manifest], lost: Collection[int]) -> Chains:
+    """The chains of a replica with these manifests; of `lost` cycles they are unreadable. Raises StoreDamaged, OSError.
+
+    Layers of a lost cycle that later ones stand on are known by their files.
+    """
+    path, chains = directory / CHAINS, Chains()
+    documents, problems = copies.read(path)
+    if documents:
+        try:
+            chains = Chains.decode(documents[0])
+        except ValueError as error:
+            raise StoreDamaged(vm_id, f"{CHAINS} {error}") from error
+        if problems or len(documents) == 1 or documents[0] != documents[1]:
+            store(directory, chains)
+    elif problems:
         raise StoreDamaged(vm_id, "; ".join(problems))
-    try:
-        # A crash between the copies leaves the second behind; nothing was removed yet that it names.
-        chains = Chains.from_json(documents[0]) if documents else Chains()
-    except ValueError as error:
-        raise StoreDamaged(vm_id, f"{CHAINS} {error}") from error
-    if documents and (problems or len(documents) != 2 or documents[0] != documents[1]):
-        copies.write(directory / CHAINS, documents[0])
-    if chains.through > max(manifests, default=0):
-        raise StoreDamaged(vm_id, f"the manifest of cycle {chains.through} is missing")
-    for cycle in sorted(manifests):
-        if cycle > chains.through:
-            chains = chains.committed(manifests[cycle])
+    newest = max(manifests, default=0)
+    if chains.through > newest:
+        if chains.through not in lost:
+            raise StoreDamaged(vm_id, f"the manifest of cycle {chains.through} is missing")
+        chains = chains.without(newest)
+        disks = manifests[newest].disks if newest else ()
+        if not all(chains.covering(disk.geometry.id, disk.at) for disk in disks):
+            raise StoreDamaged(vm_id, f"the manifest of cycle {chains.through} is lost, and others stand on its layers")
+    for cycle in sorted({*manifests, *lost}):
+        if chains.through < cycle <= newest:
+            chains = chains.committed(manifests[cycle]) if cycle in manifests else chains.found(directory, vm_id, cycle)
     return chains
 
 
 def store(directory: Path, chains: Chains) -> None:
     """Write them down durably. Raises OSError."""
-    copies.write(directory / CHAINS, chains.to_json())
+    copies.write(directory / CHAINS, chains.document())

@@ -8,16 +8,19 @@ from typing import Final
 from hyperv_host_agent.store import files
 from hyperv_host_agent.store.base import StoreDamaged
 from hyperv_host_agent.store.chains import CHAINS, Chains
+from hyperv_host_agent.store.copies import copy_path
+from hyperv_host_agent.store.damage import Damage
 from hyperv_host_agent.store.formats.qcow2 import Layer, LayerDamaged
 from hyperv_host_agent.store.formats.side_file import side_path
 from hyperv_host_agent.store.manifests import POINTS, LayerRef, Manifest
 from hyperv_host_agent.store.merging import INTENT, Intent
 
 MAX_DEPTH: Final = 200  # libvirt refuses longer chains
-_OURS = re.compile(r"([0-9]{6,12})\.(?:qcow2|fp)")
+_OURS = re.compile(r"([0-9]{6,12})\.(?:qcow2|fp|fp\.copy)")
 _VIEW = re.compile(r"[0-9]{6,12}\.view\.qcow2")
 _TEMPORARY = re.compile(
-    r"[0-9]{6,12}\.(?:(?:view\.)?qcow2\.partial|qcow2\.merged|fp\.merged|fp\.seed|json\.tmp)|[a-z]+\.json\.tmp"
+    r"[0-9]{6,12}\.(?:(?:view\.)?qcow2\.partial|qcow2\.merged|fp\.merged|fp\.mended|fp\.copy\.tmp|fp\.seed|json(?:\.copy)?\.tmp)"
+    r"|[a-z]+\.json(?:\.copy)?\.tmp"
 )
 
 
@@ -41,18 +44,23 @@ def served(chains: Chains, manifest: Manifest) -> bool:
     return True
 
 
-def check_chains(directory: Path, vm_id: str, chains: Chains, manifests: Mapping[int, Manifest]) -> None:
-    """That every layer there should be is there, of the size it should have, on the layer it should stand on.
+def check_chains(directory: Path, vm_id: str, chains: Chains, manifests: Mapping[int, Manifest]) -> list[Damage]:
+    """That the documents fit together, so no chain is a circle, and none is longer than hypervisors take. Raises
+    StoreDamaged.
 
-    So no chain can be a circle, and none is longer than hypervisors take. Raises StoreDamaged.
+    And which layers are not there, of the size they should have, on the layer they should stand on: a scrub may mend
+    them, and nothing has to wait for that.
     """
+    damaged: list[Damage] = []
     for disk_id, layers in chains.disks.items():
         cycles = [layer.cycle for layer in layers]
         problem = f"its layers {cycles} are out of order" if cycles != sorted(set(cycles)) else None
         for lower, layer in zip((None, *layers), layers, strict=False):
             if layer.backing is not None and (lower is None or layer.backing != lower.file):
                 problem = problem or f"{layer.file} stands on {layer.backing}"
-            problem = problem or _check_layer(directory / disk_id / layer.file, layer)
+            flaw = _check_layer(directory / disk_id / layer.file, layer)
+            if flaw:
+                damaged.append(Damage(disk_id, f"{disk_id}/{layer.file}", flaw))
         if problem:
             raise StoreDamaged(vm_id, f"disk {disk_id}: {problem}")
     for disk_id, chain in chains.each():
@@ -74,6 +82,7 @@ def check_chains(directory: Path, vm_id: str, chains: Chains, manifests: Mapping
             )
             if found:
                 raise StoreDamaged(vm_id, f"point {manifest.cycle}, disk {disk.geometry.id}: {found}")
+    return damaged
 
 
 def collect(directory: Path, chains: Chains, *, views: set[Path], partials: set[Path], up_to: int | None) -> None:
@@ -97,8 +106,8 @@ def collect(directory: Path, chains: Chains, *, views: set[Path], partials: set[
                 files.remove_file(path)
 
 
-def _files(layer: Path) -> tuple[Path, Path]:
-    return layer, side_path(layer)
+def _files(layer: Path) -> tuple[Path, ...]:
+    return layer, side_path(layer), copy_path(side_path(layer))
 
 
 def _check_layer(path: Path, layer: LayerRef) -> str | None:

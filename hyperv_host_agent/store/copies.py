@@ -1,6 +1,7 @@
 """Small documents that a damaged sector must not cost: sealed, written twice, read from whichever is whole."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,16 +10,50 @@ from hyperv_host_agent.store import files
 COPY: Final = ".copy"
 
 
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One of them, with what it has to say."""
+
+    path: Path
+    data: bytes | None  # None: both copies were damaged, and nobody knows any more
+    points: tuple[int, ...] = ()  # cycles it concerns
+
+    def problem(self) -> str | None:
+        """What is wrong with either copy. A second one that is not there yet is nothing wrong."""
+        for one in (self.path, copy_path(self.path)):
+            try:
+                held = one.read_bytes()
+            except FileNotFoundError:
+                if one == self.path and self.data is not None:
+                    return f"{one.name} is missing"
+                continue
+            except OSError as error:
+                return f"{one.name} cannot be read: {error.strerror}"
+            if held != self.data:
+                return f"{one.name} is not what was written"
+        return None
+
+    def restore(self) -> bool:
+        """Write what is damaged or missing anew; whether that could be. Raises OSError."""
+        if self.data is None:
+            return False
+        for one in (self.path, copy_path(self.path)):
+            if not _holds(one, self.data):
+                files.replace_file(one, self.data)
+        return True
+
+
 def copy_path(path: Path) -> Path:
-    """Where the second copy of a document is."""
+    """Where the second copy of a file is."""
     return path.with_name(path.name + COPY)
 
 
-def write(path: Path, document: Mapping[str, object]) -> None:
-    """Put the document in place of both copies, durably. Raises OSError."""
+def write(path: Path, document: Mapping[str, object]) -> bytes:
+    """Put the document in place of both copies, durably: its bytes. Raises OSError."""
     data = files.seal(document)
     files.replace_file(path, data)
     files.replace_file(copy_path(path), data)
+    return data
 
 
 def remove(path: Path) -> None:
@@ -43,7 +78,19 @@ def read(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return documents, problems
 
 
+def exists(path: Path) -> bool:
+    """Whether either copy is there."""
+    return path.exists() or copy_path(path).exists()
+
+
 def names(directory: Path, suffix: str = "") -> list[str]:
     """The documents in a directory of which at least one copy is there. Raises OSError."""
     found = {path.name.removesuffix(COPY) for path in directory.iterdir() if not path.name.endswith(".tmp")}
     return sorted(name for name in found if name.endswith(suffix))
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return path.read_bytes() == data
+    except OSError:
+        return False

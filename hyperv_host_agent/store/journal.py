@@ -4,6 +4,7 @@ Append-only records, each with a checksum: the cycle's header, one per batch, an
 data of the batches before it was synced, so a mark that can be read holds whatever else a power loss left behind.
 """
 
+import errno
 import json
 import os
 import struct
@@ -123,12 +124,29 @@ class Journal:
         self.mark(sequence, digest)
 
     def entries(self) -> Iterator[Entry]:
-        """Every batch, as it came."""
+        """Every batch, as it came. Raises OSError when a record is damaged."""
+        reached = self._start
         for at, body in _records(self._fd, self._start):
             if at > self._end:
                 break
+            reached = at
             if body[:1] == b"B":
                 yield _entry(body)
+        if reached != self._end:
+            raise OSError(errno.EIO, "the journal of the unfinished cycle is damaged")
+
+    def is_whole(self) -> bool:
+        """Whether every record can be read."""
+        end, reached = self._end, 0
+        try:
+            for at, _ in _records(self._fd, 0):
+                reached = at
+                if at >= end:
+                    break
+        except OSError:
+            return False
+        # It may have been cut back meanwhile; what was appended is behind `end`.
+        return reached >= min(end, self._end)
 
     def close(self) -> None:
         if self._fd >= 0:

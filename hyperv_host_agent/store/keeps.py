@@ -95,21 +95,12 @@ class Keeps:
         self.forget([cycle for cycle, mark in self._marks.items() if ids.get(cycle) != mark.id])
         self.forget([cycle for cycle in self._lost if cycle not in ids])
 
-    def documents(self) -> list[Path]:
-        """Where they are; a second copy is beside each."""
-        return [self._path(cycle) for cycle in sorted({*self._marks, *self._lost})]
-
-    def lost(self) -> dict[Path, str]:
-        """Documents of which neither copy can be read, and why."""
-        return {self._path(cycle): problem for cycle, problem in self._lost.items()}
-
-    def restore(self, path: Path) -> bool:
-        """Write both copies of a document anew from what is known. False: it is lost. Raises OSError."""
-        for mark in self._marks.values():
-            if self._path(mark.cycle) == path:
-                copies.write(path, mark.encode())
-                return True
-        return False
+    def documents(self) -> list[copies.Document]:
+        known = [
+            copies.Document(self._path(mark.cycle), files.seal(mark.encode()), (mark.cycle,))
+            for mark in self._marks.values()
+        ]
+        return known + [copies.Document(self._path(cycle), None, (cycle,)) for cycle in self._lost]
 
     def _left(self, mark: Mark) -> float:
         """Seconds that a lock still holds; 0: there is none."""

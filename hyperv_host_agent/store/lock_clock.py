@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hyperv_host_agent.store import copies
+from hyperv_host_agent.store.copies import Document
 from twinsite.clock import Boot, boot
 
 FILE: Final = "lock-clock.json"
@@ -42,6 +43,9 @@ class LockClock:
         # The further one: a crash between the two copies leaves them apart.
         self._passing = max(map(_decode, documents), key=lambda one: one.elapsed, default=Passing(0.0, read()))
         self._saved = self._passing.elapsed
+        self._data = b""  # as it was written last
+        if documents:
+            self._save()
 
     def now(self) -> float:
         """Seconds on this clock. Raises OSError when they could not be kept."""
@@ -68,18 +72,13 @@ class LockClock:
             self._passing.see(self._read())
             self._save()
 
-    def whole(self) -> bool:
-        """Whether both copies of what it keeps are there and undamaged, or none is needed yet."""
-        documents, problems = copies.read(self._path)
-        return not problems and len(documents) != 1
-
-    def restore(self) -> None:
-        """Write both copies anew. Raises OSError."""
-        self.save()
+    def documents(self) -> list[Document]:
+        with self._lock:
+            return [Document(self._path, self._data)] if self._data else []
 
     def _save(self) -> None:
         last = self._passing.last
-        copies.write(
+        self._data = copies.write(
             self._path,
             {"elapsed": self._passing.elapsed, "boot": last.id, "seconds": last.seconds, "wall": last.wall},
         )

@@ -4,7 +4,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 
-from hyperv_host_agent.store import files, merge_plan, merging, seeding
+from hyperv_host_agent.store import files, merge_plan, merging, repair, seeding
 from hyperv_host_agent.store.base import Budget, MaintainReport, NoSpace, StoreDamaged
 from hyperv_host_agent.store.catalog import Catalog
 from hyperv_host_agent.store.formats.qcow2 import LayerDamaged
@@ -57,25 +57,27 @@ class Maintenance:
         if damaged:
             raise StoreDamaged(self._catalog.vm_id, str(damaged)) from damaged
 
-    def rewrite(self, disk_id: str, file: str, replace: Mapping[tuple[int, int], bytes]) -> None:
-        """Write one layer anew with other frames, by (cluster, cycle), in place of damaged ones.
+    def rewrite(self, disk_id: str, ref: LayerRef, frames: Mapping[tuple[int, int], bytes]) -> bool:
+        """Write one layer anew with these frames, by (cluster, cycle), in place of damaged ones, and with right tables.
 
-        Also for a layer that a point in use stands on: what it shows is the same, and who has it open keeps the old
-        file. Raises NoSpace, StoreDamaged, OSError.
+        Also a layer that a point in use stands on: what it shows is the same, and who has it open keeps the old file.
+        False: it was replaced meanwhile, or there is no room. Raises OSError.
         """
-        group = (disk_id, (file,))
-        if self._work and self._work.group[0] == disk_id and file in self._work.group[1]:
+        if self._work and self._work.group[0] == disk_id and ref.file in self._work.group[1]:
             self.abandon()
-        self._room(self._stored_bytes(group))
+        layer = self._catalog.directory / disk_id / ref.file
         try:
-            work = self._start(group, replace)
-            for _ in work.steps:
-                self._room(0)
-            self._put_in_place(work)
-        except LayerDamaged as error:
-            raise StoreDamaged(self._catalog.vm_id, str(error)) from error
-        finally:
-            merging.discard(self._catalog.directory / disk_id / file)
+            self._room(ref.stored_bytes + sum(map(len, frames.values())))
+            into = repair.rewrite(layer, ref, frames, lambda: not self._stop.is_set())
+        except (NoSpace, LayerDamaged, repair.Cancelled):
+            return False
+        with self._catalog.lock:
+            if ref not in self._catalog.chains.disks.get(disk_id, ()):
+                merging.discard(layer)
+                return False
+            self._catalog.publish(merging.Intent(disk_id, (ref.file,), into))
+            repair.copy_side(layer, into)
+        return True
 
     def abandon(self) -> None:
         """Drop the merge that is under way."""
@@ -88,7 +90,7 @@ class Maintenance:
         """Go on with it until it is done or the budget is. False: not done, or not possible any more."""
         if not self._work:
             self._room(self._stored_bytes(group))
-            self._work = self._start(group, {})
+            self._work = self._start(group)
         work = self._work
         with files.writing(self._catalog.vm_id, self._catalog.directory, self._space):
             while not budget.exhausted and not self._stop.is_set():
@@ -100,18 +102,18 @@ class Maintenance:
                 budget.spend(max(work.written - before, _STEP_COST))
         return False
 
-    def _start(self, group: Group, replace: Mapping[tuple[int, int], bytes]) -> "_Work":
+    def _start(self, group: Group) -> "_Work":
         disk_id, names = group
         with self._catalog.lock:
             stack = self._catalog.chains.stack(disk_id, layer_cycle(names[-1]))
             sizes = self._catalog.sizes(disk_id)
-        merge = merging.Merge(self._catalog.directory / disk_id, stack, len(names), sizes, replace=replace)
+        merge = merging.Merge(self._catalog.directory / disk_id, stack, len(names), sizes)
         return _Work(group, merge, sum(layer.stored_bytes for layer in stack[-len(names) :]))
 
     def _put_in_place(self, work: "_Work") -> bool:
         disk_id, names = work.group
         with self._catalog.lock:
-            if len(names) > 1 and not self._possible(work.group):  # pinned while it was merged
+            if not self._possible(work.group):  # pinned while it was merged
                 merging.discard(self._catalog.directory / disk_id / names[-1])
                 return False
             self._catalog.publish(merging.Intent(disk_id, names, work.merge.result))

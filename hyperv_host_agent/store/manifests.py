@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from hyperv_host_agent.replication.cycle import CycleHeader, DiskGeometry
-from hyperv_host_agent.store import files, rules
-from hyperv_host_agent.store.base import BadName, PointInfo, StoreDamaged
+from hyperv_host_agent.store import copies, files, rules
+from hyperv_host_agent.store.base import BadName, PointInfo
 
 POINTS: Final = "points"
 FORMAT: Final = 2
+ASIDE: Final = ".damaged"  # a manifest that cannot be read, for whoever may want to look at it
 _LAYER_NAME = re.compile(r"[0-9]{6,12}\.qcow2")
 _POINT_NAME = re.compile(r"[0-9]{6,12}\.json")
 
@@ -206,19 +207,43 @@ def point_path(directory: Path, cycle: int) -> Path:
     return directory / POINTS / f"{cycle:06}.json"
 
 
-def load(directory: Path, vm_id: str) -> dict[int, Manifest]:
-    """All manifests of a replica, by cycle, oldest first. Raises StoreDamaged naming the file."""
-    found = {}
-    for path in sorted((directory / POINTS).iterdir()):
-        if not _POINT_NAME.fullmatch(path.name):
+def load(directory: Path, vm_id: str) -> tuple[dict[int, Manifest], dict[int, str]]:
+    """All manifests of a replica, by cycle, oldest first; and by cycle what is wrong with those that are lost.
+
+    One that is damaged is restored from its second copy. Without that it is set aside, and stops no other point. Raises
+    OSError.
+    """
+    found, lost = {}, {}
+    points = directory / POINTS
+    for name in copies.names(points, ".json"):
+        if not _POINT_NAME.fullmatch(name):
             continue
-        try:
-            manifest = Manifest.decode(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise StoreDamaged(vm_id, f"manifest {path.name} {error}") from error
-        if manifest.vm_id != vm_id or point_path(directory, manifest.cycle) != path:
-            raise StoreDamaged(vm_id, f"manifest {path.name} is of cycle {manifest.cycle} of VM {manifest.vm_id}")
-        if not 0 <= manifest.parent < manifest.cycle:
-            raise StoreDamaged(vm_id, f"manifest {path.name} names cycle {manifest.parent} as its parent")
-        found[manifest.cycle] = manifest
-    return dict(sorted(found.items()))
+        path = points / name
+        manifest, problem = _read(path, vm_id)
+        if problem:
+            manifest, _ = _read(copies.copy_path(path), vm_id, path)
+            if manifest:
+                files.replace_file(path, manifest.encode())
+        if manifest:
+            found[manifest.cycle] = manifest
+        else:
+            lost[int(name.removesuffix(".json"))] = problem
+            if path.exists():
+                path.rename(path.with_name(name + ASIDE))
+            files.remove_file(copies.copy_path(path))
+    return dict(sorted(found.items())), lost
+
+
+def _read(path: Path, vm_id: str, main: Path | None = None) -> tuple[Manifest | None, str]:
+    """The manifest in a file, or what is wrong with it. `main`: the file is the second copy of that one."""
+    try:
+        manifest = Manifest.decode(path.read_bytes())
+    except FileNotFoundError:
+        return None, "is missing"
+    except (OSError, ValueError) as error:
+        return None, str(error)
+    if manifest.vm_id != vm_id or point_path(path.parent.parent, manifest.cycle) != (main or path):
+        return None, f"is of cycle {manifest.cycle} of VM {manifest.vm_id}"
+    if not 0 <= manifest.parent < manifest.cycle:
+        return None, f"names cycle {manifest.parent} as its parent"
+    return manifest, ""

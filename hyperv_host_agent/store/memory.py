@@ -20,6 +20,7 @@ from hyperv_host_agent.store.base import (
     AwaitedSeed,
     BadBatch,
     Budget,
+    Checked,
     Finding,
     MaintainReport,
     NoSpace,
@@ -28,6 +29,7 @@ from hyperv_host_agent.store.base import (
     PointMissing,
     PointPinned,
     ReplicaMissing,
+    ScrubState,
     SeedNotAwaited,
     SeedStopped,
 )
@@ -37,7 +39,7 @@ from hyperv_host_agent.store.lock_clock import Passing
 from hyperv_host_agent.store.wanted import TOLD
 from twinsite.clock import Boot, boot
 from twinsite.digest import CHAIN_START, fingerprint, is_zero
-from twinsite.extents import CLUSTER, clusters, runs
+from twinsite.extents import CLUSTER, Run, clusters, runs
 
 _ZEROS = bytes(CLUSTER)
 
@@ -73,6 +75,8 @@ class _Kept:
     pins: dict[str, set[int]] = field(default_factory=dict)
     marks: dict[int, Mark] = field(default_factory=dict)
     wanted: set[tuple[str, int]] = field(default_factory=set)  # disk, cluster
+    completed: float | None = None  # the last check of everything
+    damaged: dict[int, tuple[int, ...]] = field(default_factory=dict)  # frame → points
     receiving: _Receiving | None = None
     placeholder: AwaitedSeed | None = None
     seeded: seeding.Seeded | None = None
@@ -353,15 +357,51 @@ class MemoryReplica:
             if start <= cluster < start + count:
                 yield cluster, content[cluster][1]
 
+    def check(self, *, cycle: int = 0, repair: bool = False) -> Iterator[Checked]:
+        if cycle and cycle not in self._kept.points:
+            raise PointMissing(cycle)
+        return self._checked(cycle, repair=repair)
+
+    def scrub(self, count: int, now: float) -> ScrubState:  # noqa: ARG002  # all at once: it is small
+        for _ in self.check(repair=True):
+            pass
+        self._kept.completed = now
+        return self.scrubbed()
+
+    def scrubbed(self) -> ScrubState:
+        kept = self._kept
+        cells = {id(x): x for p in kept.points.values() for disk in p.disks.values() for x in disk.values()}
+        total = sum(len(frame) for frame, _ in cells.values())
+        checked = total if kept.completed is not None else 0
+        return ScrubState(kept.completed, checked, total, len(kept.damaged))
+
     def verify(self, *, cycle: int = 0) -> Iterator[Finding]:
-        point = self._point(cycle)
-        for disk, content in point.disks.items():
-            for cluster, (frame, expected) in sorted(content.items()):
-                try:
-                    if fingerprint(zstd_frame.content(frame)) != expected:
-                        yield Finding(point.info.cycle, disk, cluster, "its content does not match its fingerprint")
-                except zstd_frame.BadFrame as error:
-                    yield Finding(point.info.cycle, disk, cluster, error.problem)
+        for step in self.check(cycle=cycle):
+            yield from step.findings
+
+    def _checked(self, cycle: int, *, repair: bool) -> Iterator[Checked]:
+        kept, total, done = self._kept, 0, 0
+        shown: dict[int, tuple[str, int, tuple[bytes, bytes], list[int]]] = {}  # by frame
+        for number, point in sorted(kept.points.items()):
+            for disk, content in point.disks.items() if cycle in {0, number} else ():
+                for cluster, cell in content.items():
+                    if id(cell) not in shown:
+                        shown[id(cell)] = (disk, cluster, cell, [])
+                        total += len(cell[0])
+                    shown[id(cell)][3].append(number)
+        yield Checked(0, total)
+        newest = max(kept.points, default=0)
+        for name, (disk, cluster, (frame, expected), points) in shown.items():
+            done += len(frame)
+            problem = _problem(frame, expected)
+            if problem:
+                kept.damaged[name] = tuple(points)
+                wanted = repair and newest in points
+                if wanted:
+                    self.want([Wanted(disk, Run(cluster, 1))])
+                found = Finding(disk, f"{disk}/{cluster}", cluster, problem, tuple(points), wanted=wanted)
+                yield Checked(done, total, (found,))
+        yield Checked(total, total)
 
     def read(self, cycle: int, disk: str, cluster: int) -> bytes:
         """One cluster of a disk at a point, CLUSTER bytes; for tests and for the simulated hypervisor."""
@@ -407,6 +447,8 @@ class MemoryReplica:
         complete = (awaited is None or cycle < awaited.cycle) and (not seeded or seeded.complete(cycle))
         pinned_by = tuple(sorted(self._pins().get(cycle, ())))
         info = replace(self._kept.points[cycle].info, pinned_by=pinned_by, complete=complete)
+        damaged = sum(cycle in points for points in self._kept.damaged.values())
+        info = replace(info, damaged=damaged)
         mark = self._kept.marks.get(cycle)
         return told(info, mark, *self._store.lock_clock()) if mark else info
 
@@ -458,3 +500,11 @@ def _shown(
             elif not is_zero(data := zstd_frame.content(cell[0])[:limit].ljust(CLUSTER, b"\0")):
                 found[cluster] = (zstd_frame.compress(data), fingerprint(data))
     return found
+
+
+def _problem(frame: bytes, expected: bytes) -> str | None:
+    try:
+        good = fingerprint(zstd_frame.content(frame)) == expected
+    except zstd_frame.BadFrame as error:
+        return error.problem
+    return None if good else "its content does not match its fingerprint"

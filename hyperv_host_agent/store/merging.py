@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, Self
 
 from hyperv_host_agent.store import files
 from hyperv_host_agent.store.chains import CHAINS, Chains, store
+from hyperv_host_agent.store.copies import copy_path
 from hyperv_host_agent.store.formats import side_file, zstd_frame
 from hyperv_host_agent.store.formats.qcow2 import ChainReader, LayerDamaged
 from hyperv_host_agent.store.formats.qcow2_writer import LayerWriter
@@ -62,6 +63,7 @@ def publish(directory: Path, intent: Intent, chains: Chains) -> Chains:
     path = directory / INTENT
     files.replace_file(path, intent.encode())
     layer = directory / intent.disk / intent.into.file
+    files.remove_file(copy_path(side_path(layer)))  # of the side file that goes
     for final in (side_path(layer), layer):
         temporary = final.with_name(final.name + MERGED)
         if not temporary.exists():
@@ -107,13 +109,10 @@ class Merge:
         stack: Sequence[LayerRef],
         count: int,
         sizes: Mapping[int, int],
-        *,
-        replace: Mapping[tuple[int, int], bytes] | None = None,
     ) -> None:
         """Merge the last `count` layers of `stack` (all that the newest of them stands on, oldest first).
 
         `sizes`: the disk's bytes at every cycle inside them that must stay readable; others are forgotten.
-        `replace`: frames by (cluster, cycle) to take instead of those that are stored.
         """
         self.group = tuple(layer.file for layer in stack[-count:])
         self.result: LayerRef
@@ -127,7 +126,6 @@ class Merge:
         self._reader: ChainReader | None = None
         self._sides: list[SideFile] = []
         self._fds: list[int] = []
-        self._replace = replace or {}
         self._made: list[bytes] = []
         self._zero_runs: list[ZeroRun] = []
         self._zeros = 0  # clusters that the tables show as zero
@@ -246,10 +244,6 @@ class Merge:
                     if not history or history[-1].length:
                         history.append(_zero(layer.cycle))
             before = layer.size
-        for (cluster, cycle), frame in self._replace.items():
-            for place, version in enumerate(found.get(cluster, ())):
-                if version.cycle == cycle and version.length:
-                    found[cluster][place] = self._make(cycle, frame, version.fingerprint)
         return found
 
     def _cut(self, history: list[_Version], layer: LayerRef) -> None:

@@ -1,9 +1,10 @@
 """Who uses which points: one sealed document per owner under `pins/`, durable before the use begins."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-from hyperv_host_agent.store import files
+from hyperv_host_agent.store import copies, files
 from hyperv_host_agent.store.base import StoreDamaged
 
 PINS: Final = "pins"
@@ -16,20 +17,21 @@ class Pins:
         """Read them. Raises StoreDamaged."""
         self._directory = directory / PINS
         self._cycles: dict[str, set[int]] = {}
-        for path in sorted(self._directory.iterdir()):
-            if path.suffix == ".tmp":
-                path.unlink()
-                continue
-            try:
-                document = files.unseal(path.read_bytes())
-                self._cycles[str(document["owner"])] = set(map(int, document["cycles"]))
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise StoreDamaged(vm_id, f"pin {path.name} {error}") from error
+        for path in self._directory.glob("*.tmp"):
+            path.unlink()
+        for name in copies.names(self._directory):
+            documents, problems = copies.read(self._directory / name)
+            if not documents:
+                raise StoreDamaged(vm_id, f"pin {'; '.join(problems)}")
+            # A crash between the copies leaves them apart, and what was said last is in the first.
+            self._cycles[str(documents[0]["owner"])] = set(map(int, documents[0]["cycles"]))
+            if len(documents) == 1 or documents[0] != documents[1]:
+                copies.write(self._directory / name, documents[0])
 
     def add(self, owner: str, cycle: int) -> None:
         cycles = self._cycles.get(owner, set()) | {cycle}
         if cycles != self._cycles.get(owner):
-            files.replace_file(self._directory / owner, files.seal({"owner": owner, "cycles": sorted(cycles)}))
+            copies.write(self._directory / owner, _document(owner, cycles))
             self._cycles[owner] = cycles
 
     def drop(self, owner: str, cycle: int) -> None:
@@ -38,14 +40,20 @@ class Pins:
         if not cycles:
             self.remove(owner)
         else:
-            files.replace_file(self._directory / owner, files.seal({"owner": owner, "cycles": sorted(cycles)}))
+            copies.write(self._directory / owner, _document(owner, cycles))
             self._cycles[owner] = cycles
 
     def remove(self, owner: str) -> None:
         if owner in self._cycles:
-            files.remove_file(self._directory / owner)
+            copies.remove(self._directory / owner)
             files.sync_directory(self._directory)
             del self._cycles[owner]
+
+    def documents(self) -> list[copies.Document]:
+        return [
+            copies.Document(self._directory / owner, files.seal(_document(owner, cycles)), tuple(sorted(cycles)))
+            for owner, cycles in self._cycles.items()
+        ]
 
     def owners(self, cycle: int) -> tuple[str, ...]:
         return tuple(sorted(owner for owner, cycles in self._cycles.items() if cycle in cycles))
@@ -53,3 +61,7 @@ class Pins:
     def cycles(self) -> dict[int, str]:
         """Every pinned cycle and one of its owners."""
         return {cycle: owner for owner, cycles in self._cycles.items() for cycle in sorted(cycles)}
+
+
+def _document(owner: str, cycles: Collection[int]) -> dict[str, object]:
+    return {"owner": owner, "cycles": sorted(cycles)}

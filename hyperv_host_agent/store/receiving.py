@@ -40,6 +40,7 @@ class Receiving:
         self.header = journal.header  # as the source says it now: a resumed cycle may be of a newer term
         self._parts: dict[int, _Part] = {}
         self.staged = journal.durable
+        self.spoiled = False  # its journal is damaged: it cannot be finished
         self._staged_digest = journal.durable_digest
 
     @classmethod
@@ -80,6 +81,10 @@ class Receiving:
     def clusters(self) -> int:
         """Data and zero clusters so far."""
         return sum(part.writer.data_clusters + part.writer.zero_clusters for part in self._parts.values())
+
+    def journal_problem(self) -> str | None:
+        """What is wrong with the record of how it came."""
+        return None if self.spoiled or self._journal.is_whole() else f"{JOURNAL} is not what was written"
 
     def brought(self) -> dict[str, list[Run]]:
         """The clusters of each disk so far, in the order they came; before `committed`."""

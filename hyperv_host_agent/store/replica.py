@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Final
 
 from hyperv_host_agent.replication.cycle import Batch, Committed, CycleHeader, Kind, TargetState, Wanted
-from hyperv_host_agent.store import files, manifests, merging, rules, seeding
+from hyperv_host_agent.store import copies, files, manifests, merging, rules, seeding
 from hyperv_host_agent.store.attachments import Attachments
 from hyperv_host_agent.store.base import (
     AttachedDisk,
     AwaitedSeed,
     Budget,
+    Checked,
     Finding,
     MaintainReport,
     NoSpace,
     PointInfo,
+    ScrubState,
     SeedNotAwaited,
     SeedStopped,
     StoreDamaged,
@@ -26,7 +28,11 @@ from hyperv_host_agent.store.base import (
 from hyperv_host_agent.store.catalog import Catalog
 from hyperv_host_agent.store.chains import CHAINS
 from hyperv_host_agent.store.content import DiskContent
+from hyperv_host_agent.store.copies import Document
+from hyperv_host_agent.store.damage import Record
 from hyperv_host_agent.store.formats.qcow2 import LayerDamaged
+from hyperv_host_agent.store.ground import Ground
+from hyperv_host_agent.store.inspection import Inspection
 from hyperv_host_agent.store.keeps import Keeps
 from hyperv_host_agent.store.lock_clock import LockClock
 from hyperv_host_agent.store.maintenance import Maintenance
@@ -52,10 +58,10 @@ class ChainReplica:
         self._reading_in = threading.Lock()  # guards the attempt below
         self._seeding: seeding.Seeding | None = None
         self._closed = threading.Event()
-        self._term = _read_term(directory, vm_id)
         with files.writing(vm_id, directory, space):
             self._catalog = catalog = Catalog(directory, vm_id)
             self._lock = catalog.lock
+            self._term = _read_term(directory, vm_id, max((x.term for x in catalog.manifests.values()), default=0))
             self._call_off()
             self._keeps = Keeps(directory, clock)
             self._keeps.keep_only(manifest.info(()) for manifest in catalog.manifests.values())
@@ -64,7 +70,10 @@ class ChainReplica:
                 self._wanted.add(catalog.seeded.lacking)
             self._attachments = Attachments(catalog, self._need)
             self._merges = Maintenance(catalog, space, self._need, self._closed)
+            self._clock = clock
             self._receiving = self._recover()
+            self._record = Record(directory)
+            self._inspection = Inspection(self._ground(), self._record, catalog.damaged)
             self._collect(everything=True)
 
     def state(self) -> TargetState:
@@ -88,6 +97,8 @@ class ChainReplica:
     def begin(self, header: CycleHeader, *, resume_after: int) -> None:
         self._settle()
         rules.check_header(header, self._vm_id, self.state())
+        if self._receiving and self._receiving.spoiled:
+            self.abandon()
         same = self._receiving is not None and self._receiving.header.id == header.id
         durable = self._receiving.durable if self._receiving and same else 0
         if resume_after > durable:
@@ -133,8 +144,10 @@ class ChainReplica:
             self._receiving = None
             with self._lock:
                 sizes = {disk.id: clusters(disk.size) for disk in header.disks}
-                brought = receiving.brought() if self._wanted.told() else {}
+                concerned = self._wanted.told() or self._inspection.knows_damage
+                brought = receiving.brought() if concerned else {}
                 self._wanted.carried(brought, sizes)
+                self._inspection.committed(header.number, brought)
                 seeded = self._catalog.seeded
                 if seeded and seeded.lacking:
                     self._catalog.seeded = seeded.came(manifest.cycle, brought, sizes)
@@ -191,20 +204,12 @@ class ChainReplica:
                 report.removed = self._catalog.retire([*keep, *stays])
                 self._keeps.forget(report.removed)
                 self._collect()
+            self._catalog.copy()
             try:
                 self._merges.run(report, budget or Budget())
             finally:
                 self._collect()
         return report
-
-    def rewrite(self, disk: str, file: str, replacing: Mapping[tuple[int, int], bytes]) -> None:
-        """Write a layer anew, taking these frames, by (cluster, cycle), instead of damaged ones.
-
-        They must hold what the layer's side file says. A point in use may stand on the layer: it shows the same. Raises
-        NoSpace, WriteFailed, StoreDamaged when its side file does not let it be read.
-        """
-        with self._maintaining, files.writing(self._vm_id, self._directory, self._space):
-            self._merges.rewrite(disk, file, replacing)
 
     def awaited(self) -> AwaitedSeed | None:
         with self._lock:
@@ -255,20 +260,21 @@ class ChainReplica:
                 raise StoreDamaged(self._vm_id, f"{side.path.name} does not match the digest in {CHAINS}")
             yield from content.fingerprints(start, count)
 
-    def verify(self, *, cycle: int = 0) -> Iterator[Finding]:
+    def check(self, *, cycle: int = 0, repair: bool = False) -> Iterator[Checked]:
         with self._lock:
-            point = self._catalog.point(cycle) if cycle else self._catalog.newest()
-        for disk in point.disks if point else ():
-            number, name = point.cycle if point else 0, disk.geometry.id
-            try:
-                content = self._content(name, cycle)
-            except LayerDamaged as error:
-                yield Finding(number, name, error.cluster, str(error))
-                continue
-            if content:
-                with closing(content):
-                    for cluster, problem in content.problems():
-                        yield Finding(number, name, cluster, problem)
+            point = self._catalog.point(cycle) if cycle else None
+        return self._inspected(self._inspection.check(point, repair=repair))
+
+    def scrub(self, count: int, now: float) -> ScrubState:
+        with files.writing(self._vm_id, self._directory, self._space):
+            return self._inspection.scrub(count, now)
+
+    def scrubbed(self) -> ScrubState:
+        return self._inspection.state()
+
+    def verify(self, *, cycle: int = 0) -> Iterator[Finding]:
+        for step in self.check(cycle=cycle):
+            yield from step.findings
 
     def close(self) -> None:
         """Let go of all files; a merge under way stops. What is staged and not synced is lost."""
@@ -281,6 +287,40 @@ class ChainReplica:
                 self._receiving.close()
                 self._receiving = None
 
+    def _inspected(self, steps: Iterator[Checked]) -> Iterator[Checked]:
+        with files.writing(self._vm_id, self._directory, self._space):
+            yield from steps
+
+    def _ground(self) -> Ground:
+        catalog = self._catalog
+        return Ground(
+            directory=self._directory,
+            lock=self._lock,
+            record=self._record,
+            chains=lambda: catalog.chains,
+            manifests=lambda: catalog.manifests,
+            documents=self._documents,
+            rewrite=self._rewrite,
+            want=self._wanted.add,
+            is_open=lambda: not self._closed.is_set(),
+            journal_problem=lambda: self._receiving.journal_problem() if self._receiving else None,
+            drop_unfinished=self._spoil,
+        )
+
+    def _documents(self) -> list[Document]:
+        term = Document(self._directory / TERM, files.seal(_term_document(self._vm_id, self._term)))
+        own = [term, *self._record.documents(), *self._wanted.documents(), *self._clock.documents()]
+        return [*own, *self._catalog.documents(), *self._keeps.documents()]
+
+    def _rewrite(self, disk: str, ref: LayerRef, frames: Mapping[tuple[int, int], bytes]) -> bool:
+        with self._maintaining:
+            return not self._closed.is_set() and self._merges.rewrite(disk, ref, frames)
+
+    def _spoil(self) -> None:
+        """The journal of the cycle that is being received is damaged: it has to come anew."""
+        if self._receiving:
+            self._receiving.spoiled = True
+
     def _recover(self) -> Receiving | None:
         newest = self._catalog.newest()
         return Receiving.recover(self._directory, committed=newest.cycle if newest else 0)
@@ -289,7 +329,8 @@ class ChainReplica:
         with self._lock:
             placeholder, seeded, cycle = self._catalog.placeholder(), self._catalog.seeded, manifest.cycle
             complete = (placeholder is None or cycle < placeholder.cycle) and (not seeded or seeded.complete(cycle))
-            return replace(self._keeps.told(manifest.info(self._catalog.pins.owners(cycle))), complete=complete)
+            info = replace(manifest.info(self._catalog.pins.owners(cycle)), complete=complete)
+            return self._inspection.told(self._keeps.told(info), manifest)
 
     def _call_off(self) -> None:
         """A whole copy came over the network, and a crash before the seed was called off."""
@@ -333,6 +374,9 @@ class ChainReplica:
     def _current(self) -> Receiving:
         if self._receiving is None:
             raise ValueError("no cycle is being received")
+        if self._receiving.spoiled:
+            self.abandon()
+            raise WriteFailed(self._vm_id, "the journal of the unfinished cycle is damaged")
         return self._receiving
 
     def _need(self, count: int) -> None:
@@ -380,15 +424,22 @@ class ChainReplica:
 
 def write_term(directory: Path, vm_id: str, term: int) -> None:
     """Set the replica's term durably. Raises OSError."""
-    files.replace_file(directory / TERM, files.seal({"format": manifests.FORMAT, "vm": vm_id, "term": term}))
+    copies.write(directory / TERM, _term_document(vm_id, term))
 
 
-def _read_term(directory: Path, vm_id: str) -> int:
-    try:
-        document = files.unseal((directory / TERM).read_bytes())
-        owner, term = document["vm"], int(document["term"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreDamaged(vm_id, f"{TERM} {error}") from error
-    if owner != vm_id:
-        raise StoreDamaged(vm_id, f"{TERM} is of VM {owner}")
+def _term_document(vm_id: str, term: int) -> dict[str, object]:
+    return {"format": manifests.FORMAT, "vm": vm_id, "term": term}
+
+
+def _read_term(directory: Path, vm_id: str, least: int) -> int:
+    """The replica's term, never below `least`; both copies say so afterwards. Raises StoreDamaged, OSError."""
+    documents, problems = copies.read(directory / TERM)
+    if not documents:
+        raise StoreDamaged(vm_id, "; ".join(problems))
+    if any(document["vm"] != vm_id for document in documents):
+        raise StoreDamaged(vm_id, f"{TERM} is of VM {documents[0]['vm']}")
+    # A crash between the two copies leaves them apart. Nobody was told the higher one, and it does no harm.
+    term = max(least, *(int(document["term"]) for document in documents))
+    if documents != [_term_document(vm_id, term)] * 2:
+        write_term(directory, vm_id, term)
     return term

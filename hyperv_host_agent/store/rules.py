@@ -25,7 +25,7 @@ def check_id(kind: str, name: str) -> str:
 
 def check_owner(name: str) -> str:
     """Who pins a point, safe as one part of a path. Raises BadName."""
-    if not _OWNER.fullmatch(name):
+    if not _OWNER.fullmatch(name) or name.endswith((".copy", ".tmp")):
         raise BadName("owner of a pin", name)
     return name
 

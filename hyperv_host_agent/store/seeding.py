@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from hyperv_host_agent.replication.cycle import Batch, CycleHeader, Kind, Wanted
-from hyperv_host_agent.store import files, rules
+from hyperv_host_agent.store import copies, files, rules
 from hyperv_host_agent.store.base import AwaitedSeed, BadBatch, StoreDamaged
 from hyperv_host_agent.store.formats import side_file
 from hyperv_host_agent.store.formats.qcow2_writer import LayerWriter
@@ -52,21 +52,18 @@ class Seeded:
         )
         return replace(self, lacking=left, whole_at=self.whole_at if left or not self.lacking else cycle)
 
-    def encode(self) -> bytes:
-        return files.seal(
-            {
-                "id": self.id.hex(),
-                "cycle": self.cycle,
-                "after": self.after,
-                "lacking": [[want.disk, want.run.start, want.run.count] for want in self.lacking],
-                "whole_at": self.whole_at,
-            }
-        )
+    def document(self) -> dict[str, object]:
+        return {
+            "id": self.id.hex(),
+            "cycle": self.cycle,
+            "after": self.after,
+            "lacking": [[want.disk, want.run.start, want.run.count] for want in self.lacking],
+            "whole_at": self.whole_at,
+        }
 
     @classmethod
-    def decode(cls, data: bytes) -> Self:
+    def decode(cls, document: Mapping[str, Any]) -> Self:
         """Raises ValueError."""
-        document = files.unseal(data)
         try:
             return cls(
                 id=bytes.fromhex(document["id"]),
@@ -80,19 +77,24 @@ class Seeded:
 
 
 def read(directory: Path, vm_id: str) -> Seeded | None:
-    """What came of the replica's seed; None: it has or had none. Raises StoreDamaged."""
-    path = directory / SEED
-    try:
-        return Seeded.decode(path.read_bytes())
-    except FileNotFoundError:
+    """What came of the replica's seed; None: it has or had none. Raises StoreDamaged, OSError."""
+    documents, problems = copies.read(directory / SEED)
+    if not documents:
+        if problems:
+            raise StoreDamaged(vm_id, "; ".join(problems))
         return None
-    except (OSError, ValueError) as error:
+    try:
+        seeded = Seeded.decode(documents[0])
+    except ValueError as error:
         raise StoreDamaged(vm_id, f"{SEED} {error}") from error
+    if len(documents) == 1 or documents[0] != documents[1]:
+        write(directory, seeded)
+    return seeded
 
 
 def write(directory: Path, seeded: Seeded) -> None:
     """Durably. Raises OSError."""
-    files.replace_file(directory / SEED, seeded.encode())
+    copies.write(directory / SEED, seeded.document())
 
 
 def awaited(manifests: Iterable[Manifest], seeded: Seeded | None) -> Manifest | None:

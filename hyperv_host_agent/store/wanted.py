@@ -67,11 +67,16 @@ class WantedRuns:
         """What is wanted of a disk, ascending."""
         return self._runs.get(disk, [])
 
+    def documents(self) -> list[copies.Document]:
+        return [copies.Document(self._path, files.seal(self._document()))] if self._runs else []
+
+    def _document(self) -> dict[str, object]:
+        return {"disks": {disk: [[run.start, run.count] for run in runs] for disk, runs in self._runs.items()}}
+
     def restore(self) -> None:
         """Write both copies from what is known. Raises OSError."""
         if self._runs:
-            runs = {disk: [[run.start, run.count] for run in runs] for disk, runs in self._runs.items()}
-            copies.write(self._path, {"disks": runs})
+            copies.write(self._path, self._document())
         else:
             copies.remove(self._path)
             files.sync_directory(self._path.parent)

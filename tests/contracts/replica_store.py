@@ -6,13 +6,11 @@ from typing import Final
 
 import pytest
 
-from hyperv_host_agent.replication.cycle import Batch, Kind, TargetState, Unfinished, Wanted
+from hyperv_host_agent.replication.cycle import Batch, Kind, TargetState, Unfinished
 from hyperv_host_agent.store.base import (
     BadBatch,
-    BadLock,
     BadName,
     NoSpace,
-    PointLocked,
     PointMissing,
     PointPinned,
     Replica,
@@ -57,15 +55,6 @@ def new_machine(seed: int = 0) -> Machine:
     for _ in range(4):
         machine.scribble()
     return machine
-
-
-def some_cycles(replica: Replica, count: int) -> list[Cycle]:
-    machine, cycles = new_machine(), []
-    for _ in range(count):
-        cycles.append(machine.cycle(Kind.DELTA))
-        send(replica, cycles[-1])
-        machine.scribble()
-    return cycles
 
 
 class ReplicaStoreContract:
@@ -440,98 +429,6 @@ class ReplicaStoreContract:
         replica.commit()
         self.assert_is(rig, self.reopened(rig), cycle)
 
-    # ---- marks
-
-    def test_a_kept_point_stays_until_it_is_let_go(self, rig: Rig, replica: Replica):
-        cycles = some_cycles(replica, 5)
-        assert replica.mark(2, keep=True, name="before the update", lock_seconds=None).kept
-        replica.mark(3, keep=None, name="only a name", lock_seconds=None)
-        replica = self.reopened(rig)
-        assert replica.maintain(keep=[4]).removed == [1, 3]
-        shown = [(point.cycle, point.name, point.kept, point.locked_until) for point in replica.points()]
-        assert shown == [(2, "before the update", True, None), (4, "", False, None), (5, "", False, None)]
-        self.assert_is(rig, replica, cycles[1])
-        assert replica.mark(2, keep=False, name="", lock_seconds=None) == replica.points()[0]
-        assert replica.points()[0].name == ""
-        assert self.reopened(rig).maintain(keep=[]).removed == [2, 4]
-
-    def test_nobody_deletes_a_locked_point_before_its_time(self, rig: Rig, replica: Replica):
-        cycles = some_cycles(replica, 3)
-        point = replica.mark(2, keep=True, name=None, lock_seconds=7200)
-        assert point.locked_until == pytest.approx(rig.clock.wall + 7200)
-        replica.mark(2, keep=None, name="named", lock_seconds=3600)
-        assert replica.points()[1].locked_until == point.locked_until  # never shortened
-        for act in (
-            lambda: rig.clock.set_wall(1e8),
-            lambda: rig.clock.set_wall(-2e8),
-            lambda: rig.clock.advance(3500),
-            rig.clock.reboot,
-        ):
-            act()
-            replica = self.reopened(rig)
-            with pytest.raises(PointLocked, match="locked until 20"):
-                replica.mark(2, keep=False, name=None, lock_seconds=None)
-            assert 2 not in replica.maintain(keep=[]).removed
-            replica.close()
-            with pytest.raises(PointLocked):
-                rig.store.remove(VM)
-        self.assert_is(rig, self.reopened(rig), cycles[1])
-        for _ in range(4):
-            rig.clock.advance(1800)
-            replica = self.reopened(rig)
-            replica.points()
-        assert not replica.mark(2, keep=False, name="", lock_seconds=None).kept
-        assert replica.maintain(keep=[]).removed == [2]
-        rig.store.remove(VM)
-
-    def test_a_lock_alone_keeps_a_point_just_as_long(self, rig: Rig, replica: Replica):
-        some_cycles(replica, 3)
-        replica.mark(1, keep=None, name=None, lock_seconds=60)
-        assert replica.maintain(keep=[]).removed == [2]
-        rig.clock.advance(61)
-        assert replica.points()[0].locked_until is None
-        assert replica.maintain(keep=[]).removed == [1]
-
-    def test_a_mark_that_cannot_be_is_refused(self, replica: Replica):
-        some_cycles(replica, 1)
-        for name in ("x" * 101, "two\nlines", " space"):
-            with pytest.raises(BadName):
-                replica.mark(1, keep=None, name=name, lock_seconds=None)
-        for seconds in (-1, 1 << 60):
-            with pytest.raises(BadLock):
-                replica.mark(1, keep=None, name=None, lock_seconds=seconds)
-        with pytest.raises(PointMissing):
-            replica.mark(9, keep=True, name=None, lock_seconds=None)
-
-    # ---- what is lacking
-
-    def test_what_is_wanted_is_told_until_a_cycle_brought_it(self, rig: Rig, replica: Replica):
-        machine = new_machine()
-        send(replica, machine.cycle())
-        replica.want([Wanted("disk-a", Run(2, 3)), Wanted("disk-b", Run(0, 1)), Wanted("disk-a", Run(4, 4))])
-        asked = (Wanted("disk-a", Run(2, 6)), Wanted("disk-b", Run(0, 1)))
-        replica = self.reopened(rig)
-        assert replica.wanted() == replica.state().wanted == asked
-        machine.write("disk-a", 3 * CLUSTER, b"something")
-        machine.write("disk-a", 7 * CLUSTER, bytes(CLUSTER))
-        cycle = machine.cycle()
-        replica.begin(cycle.header, resume_after=0)
-        stage(replica, cycle.batches)
-        assert replica.wanted() == asked
-        replica.commit()
-        left = (Wanted("disk-a", Run(2, 1)), Wanted("disk-a", Run(4, 3)), Wanted("disk-b", Run(0, 1)))
-        assert replica.wanted() == self.reopened(rig).wanted() == left
-        replica = rig.store.open(VM)
-        machine.remove("disk-b")
-        machine.resize("disk-a", 5 * CLUSTER)
-        send(replica, machine.cycle())
-        assert self.reopened(rig).wanted() == (Wanted("disk-a", Run(2, 1)), Wanted("disk-a", Run(4, 1)))
-
-    def test_not_more_is_asked_for_at_once_than_an_answer_holds(self, rig: Rig, replica: Replica):
-        send(replica, new_machine().cycle())
-        replica.want(Wanted("disk-a", Run(2 * number, 1)) for number in range(5000))
-        assert len(self.reopened(rig).state().wanted) == 4096
-
     def test_a_removed_replica_is_gone(self, rig: Rig, replica: Replica):
         send(replica, new_machine().cycle())
         replica.close()
@@ -554,17 +451,6 @@ class ReplicaStoreContract:
             found = list(replica.fingerprints("disk-a", start, count))
             assert found == [(x, expected[x]) for x in sorted(expected) if start <= x < start + count]
         assert list(replica.fingerprints("no-disk", 0, 10)) == []
-
-    def test_verify_names_the_cluster_that_is_damaged(self, rig: Rig, replica: Replica):
-        machine = new_machine()
-        machine.write("disk-a", 5 * CLUSTER, machine.random.randbytes(CLUSTER))
-        send(replica, machine.cycle())
-        machine.write("disk-b", 2 * CLUSTER, machine.random.randbytes(CLUSTER))
-        send(replica, machine.cycle())
-        rig.damage("disk-a", 5)
-        rig.damage("disk-b", 2)
-        found = [(finding.cycle, finding.disk, finding.cluster) for finding in replica.verify()]
-        assert found == [(2, "disk-a", 5), (2, "disk-b", 2)]
 
     def test_verify_finds_content_that_is_not_what_the_source_sent(self, replica: Replica):
         machine = new_machine()

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from hyperv_host_agent.replication.cycle import Kind
+from hyperv_host_agent.replication.cycle import Committed, Kind
 from hyperv_host_agent.store import merge_plan, merging
 from hyperv_host_agent.store.base import NoSpace, StoreDamaged, WriteFailed
 from hyperv_host_agent.store.chain import ChainStore
+from hyperv_host_agent.store.copies import copy_path
 from hyperv_host_agent.store.formats.qcow2 import ChainReader, LayerDamaged
 from tests.contracts.replica_store import VM, new_machine
 from tests.fakes.chain_rig import ChainRig, flip
@@ -59,7 +60,7 @@ def test_a_disk_without_a_change_gets_no_layer_unless_its_size_changed(rig: Chai
         *("disk-a/000001.fp", "disk-a/000001.qcow2", "disk-a/000002.fp", "disk-a/000002.qcow2"),
         *("disk-b/000001.fp", "disk-b/000001.qcow2", "disk-b/000003.fp", "disk-b/000003.qcow2"),
         *(f"points/00000{number}.json" for number in range(1, 5)),
-        "replica.json",
+        *("replica.json", "replica.json.copy"),
     ]
 
 
@@ -83,15 +84,16 @@ def test_opening_removes_what_no_manifest_names_and_nothing_else(rig: ChainRig):
     assert names(rig.root) == sorted([*before, f"{VM}/disk-a/a note"])
 
 
-@pytest.mark.parametrize(
-    "name", ["points/000002.json", "points/000004.json", "replica.json", "pins/somebody", "merge.json"]
-)
-def test_a_flipped_bit_in_a_document_is_named_and_nothing_is_removed(rig: ChainRig, name: str):
-    filled(rig)
+@pytest.mark.parametrize("name", ["replica.json", "pins/somebody", "chains.json", "merge.json"])
+def test_a_document_damaged_in_both_copies_that_all_else_hangs_on_is_named_and_nothing_is_removed(
+    rig: ChainRig, name: str
+):
+    filled(rig, 20)
     replica = rig.store.open(VM)
+    replica.maintain(keep=[2])
     replica.attach(2, "somebody")
     replica.close()
-    garbage = rig.root / VM / "disk-a" / "000009.qcow2"
+    garbage = rig.root / VM / "disk-a" / "000099.qcow2"
     path = rig.root / VM / name
     if name == "merge.json":
         path.write_bytes(
@@ -99,13 +101,70 @@ def test_a_flipped_bit_in_a_document_is_named_and_nothing_is_removed(rig: ChainR
         )
     document = path.read_bytes()
     for offset in range(0, len(document), max(1, len(document) // 40)):
-        path.write_bytes(document)
-        flip(path, offset)
+        for one in (path, copy_path(path)):
+            if name != "merge.json" or one == path:
+                one.write_bytes(document)
+                flip(one, offset)
         garbage.write_bytes(b"unnamed")
         with pytest.raises(StoreDamaged, match=path.name):
             rig.store.open(VM)
         assert garbage.exists()
         assert path.exists()
+
+
+@pytest.mark.parametrize("name", ["replica.json", "pins/somebody", "chains.json", "points/000002.json"])
+def test_a_document_damaged_in_one_copy_is_read_from_the_other(rig: ChainRig, name: str):
+    filled(rig, 20)
+    replica = rig.store.open(VM)
+    replica.maintain(keep=[2])
+    replica.attach(2, "somebody")
+    replica.close()
+    path = rig.root / VM / name
+    document = path.read_bytes()
+    assert copy_path(path).read_bytes() == document
+    for damaged in (path, copy_path(path)):
+        flip(damaged, len(document) // 2)
+        replica = rig.store.open(VM)
+        assert [(point.cycle, point.pinned_by) for point in replica.points()] == [(2, ("somebody",)), (20, ())]
+        replica.scrub(1 << 30, 0.0)
+        replica.close()
+        assert damaged.read_bytes() == document
+
+
+def test_a_lost_manifest_stops_no_other_point(rig: ChainRig):
+    cycles = filled(rig)
+    path = rig.root / VM / "points" / "000002.json"
+    flip(path, 200)
+    replica = rig.store.open(VM)
+    assert replica.state().committed == Committed(4, cycles[3].header.id)
+    assert path.with_name("000002.json.damaged").exists()
+    for number in (1, 3, 4):
+        assert rig.content(replica, number, "disk-a") == cycles[number - 1].content["disk-a"]
+    assert "points/000002.json" in [finding.file.removesuffix(".damaged") for finding in replica.verify()]
+    assert list(replica.maintain(keep=[1, 3]).removed) == []
+    for number in (1, 3, 4):
+        assert rig.content(replica, number, "disk-a") == cycles[number - 1].content["disk-a"]
+
+
+def test_without_the_newest_manifest_an_older_state_is_told_and_cycles_go_on_from_there(rig: ChainRig):
+    machine, cycles = new_machine(), []
+    replica = rig.store.create(VM, term=1)
+    for number in range(4):
+        cycles.append(machine.cycle())
+        send(replica, cycles[-1])
+        machine.write("disk-a", number * CLUSTER, b"cycle %d" % number)
+    replica.close()
+    flip(rig.root / VM / "points" / "000004.json", 200)
+    replica = rig.store.open(VM)
+    assert replica.state().committed == Committed(3, cycles[2].header.id)
+    machine.number, machine.parent_id = 3, cycles[2].header.id
+    machine.dirty["disk-a"].update(range(20))
+    again = machine.cycle()
+    send(replica, again)
+    replica.close()
+    replica = rig.store.open(VM)
+    assert rig.content(replica, 4, "disk-a") == again.content["disk-a"]
+    assert rig.content(replica, 3, "disk-a") == cycles[2].content["disk-a"]
 
 
 def test_a_flipped_bit_in_a_side_file_is_named_when_it_is_used_and_stops_no_failover(rig: ChainRig):
@@ -121,31 +180,39 @@ def test_a_flipped_bit_in_a_side_file_is_named_when_it_is_used_and_stops_no_fail
     assert {finding.cluster for finding in findings[1:]} <= {1}
 
 
-def test_a_layer_that_is_gone_or_another_is_named(rig: ChainRig):
+def test_a_layer_that_is_gone_or_another_is_named_and_stops_neither_opening_nor_receiving(rig: ChainRig):
     filled(rig)
     layers = rig.layers("disk-a")
     kept = layers[1].read_bytes()
+
+    def told() -> str:
+        replica = rig.store.open(VM)
+        assert [point.damaged for point in replica.points()] == [0, 1, 1, 1]
+        assert replica.scrubbed().damaged == 1
+        replica.close()
+        return replica._record.damages[0].problem
+
     layers[1].unlink()
-    with pytest.raises(StoreDamaged, match=r"000002\.qcow2: cannot be opened"):
-        rig.store.open(VM)
+    assert "000002.qcow2: cannot be opened" in told()
     layers[1].write_bytes(layers[2].read_bytes())
-    with pytest.raises(StoreDamaged, match="stands on 000002"):
-        rig.store.open(VM)
+    assert "stands on 000002" in told()
     layers[1].write_bytes(b"QFI?" + kept[4:])
-    with pytest.raises(StoreDamaged, match="not a qcow2 file"):
-        rig.store.open(VM)
+    assert "not a qcow2 file" in told()
     layers[1].write_bytes(kept[:30])
-    with pytest.raises(StoreDamaged, match="30 bytes"):
-        rig.store.open(VM)
+    assert "30 bytes" in told()
     layers[1].write_bytes(kept)
     layers[1].with_suffix(".fp").unlink()
-    with pytest.raises(StoreDamaged, match=r"000002\.fp is missing"):
-        rig.store.open(VM)
+    assert "000002.fp is missing" in told()
+    replica = rig.store.open(VM)
+    replica.scrub(1 << 30, 0.0)
+    assert list(replica.verify()) == []
+    assert [point.damaged for point in replica.points()] == [0, 0, 0, 0]
 
 
 def test_a_replica_without_its_term_is_damaged_not_new(rig: ChainRig):
     filled(rig)
-    (rig.root / VM / "replica.json").unlink()
+    for name in ("replica.json", "replica.json.copy"):
+        (rig.root / VM / name).unlink()
     for call in (lambda: rig.store.open(VM), lambda: rig.store.create(VM, term=1)):
         with pytest.raises(StoreDamaged, match=r"replica\.json is missing"):
             call()
@@ -354,6 +421,12 @@ def test_a_missing_newest_manifest_is_damage_and_a_removal_cut_short_is_finished
     replica = rig.store.open(VM)
     assert [point.cycle for point in replica.points()] == [3, 12]
     replica.close()
-    (rig.root / VM / "points" / "000012.json").unlink()
+    newest = rig.root / VM / "points" / "000012.json"
+    newest.unlink()
+    replica = rig.store.open(VM)
+    assert [point.cycle for point in replica.points()] == [3, 12]
+    replica.close()
+    newest.unlink()
+    copy_path(newest).unlink()
     with pytest.raises(StoreDamaged, match="manifest of cycle 12 is missing"):
         rig.store.open(VM)

@@ -66,10 +66,9 @@ def test_one_damaged_copy_costs_nothing_and_two_start_where_the_youngest_lock_wa
     host.advance(5000)
     clock.save()
     flip(quick_path / name, 40)
-    assert not clock.whole()
+    assert clock.documents()[0].problem() is not None
     assert LockClock(quick_path, read=host.read).now() == 5000
-    clock.save()
-    assert clock.whole()
+    assert clock.documents()[0].problem() is None
     for path in (quick_path / FILE, copy_path(quick_path / FILE)):
         flip(path, 40)
     clock = LockClock(quick_path, read=host.read)

@@ -3,6 +3,7 @@ import pytest
 from hyperv_host_agent.store.base import Replica
 from hyperv_host_agent.store.memory import MemoryReplica, MemoryStore
 from tests.contracts.replica_store import VM, ReplicaStoreContract, Rig, new_machine
+from tests.contracts.replica_upkeep import ReplicaUpkeepContract
 from tests.fakes.boot_clock import BootClock
 from tests.fakes.replicated_machine import stage
 from twinsite.extents import CLUSTER, clusters
@@ -26,14 +27,17 @@ class MemoryRig(Rig):
         return b"".join(replica.read(cycle, disk, cluster) for cluster in range(clusters(size)))[:size]
 
     def damage(self, disk: str, cluster: int) -> None:
-        point = self.store._kept[VM].points[max(self.store._kept[VM].points)]
-        frame, expected = point.disks[disk][cluster]
-        flipped = bytearray(frame)
-        flipped[len(frame) // 2] ^= 1
-        point.disks[disk][cluster] = (bytes(flipped), expected)  # type: ignore[index]
+        points = self.store._kept[VM].points
+        cell = points[max(points)].disks[disk][cluster]
+        flipped = bytearray(cell[0])
+        flipped[len(flipped) // 2] ^= 1
+        damaged = (bytes(flipped), cell[1])
+        for point in points.values():
+            if point.disks[disk].get(cluster) is cell:
+                point.disks[disk][cluster] = damaged  # type: ignore[index]
 
 
-class TestMemoryStore(ReplicaStoreContract):
+class TestMemoryStore(ReplicaStoreContract, ReplicaUpkeepContract):
     @pytest.fixture
     def rig(self) -> MemoryRig:
         return MemoryRig()

@@ -327,6 +327,6 @@ def test_a_layer_written_anew_takes_the_place_of_a_damaged_one(packed: Schedule)
         data[entry.offset + entry.length // 2] ^= 4
     (directory / layer.file).write_bytes(data)
     assert list(packed.replica.verify(cycle=entries[0].cycle)) != []
-    packed.replica.rewrite("disk-a", layer.file, frames)
+    assert packed.replica._rewrite("disk-a", layer, frames)
     for cycle in packed.cycles:
         packed.look(cycle)

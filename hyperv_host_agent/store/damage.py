@@ -1,0 +1,120 @@
+"""What checks found and nothing mended yet, and how far the check of a replica is: one sealed document, `scrub.json`.
+
+A frame is known by its cluster and the cycle that brought it, not by its file: merging moves it from layer to layer.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from hyperv_host_agent.store import copies
+from hyperv_host_agent.store.base import ScrubState
+from twinsite.extents import Run
+
+FILE: Final = "scrub.json"
+MOST: Final = 10_000  # damages that are kept one by one; a layer with more of them counts as damaged whole
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A frame whose content is lost here, or (without a cluster) a file that is no use as a whole."""
+
+    disk: str  # empty: the file belongs to no disk
+    file: str  # where it was found, in the replica's directory
+    problem: str
+    cluster: int | None = None
+    cycle: int = 0  # that brought the frame
+    until: int = 0  # the first cycle that brought the cluster anew; 0: none did
+    fingerprint: bytes = b""
+
+    def shown_at(self, cycle: int) -> bool:
+        """Whether a point that shows a disk as of this cycle shows the frame."""
+        return self.cycle <= cycle and (not self.until or cycle < self.until)
+
+    def to_json(self) -> list[object]:
+        return [self.disk, self.file, self.problem, self.cluster, self.cycle, self.until, self.fingerprint.hex()]
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Damage":
+        disk, file, problem, cluster, cycle, until, fingerprint = value
+        return cls(disk, file, problem, cluster, cycle, until, bytes.fromhex(fingerprint))
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a round is: the documents come first, then disk by disk, layer by layer."""
+
+    disk: str = ""
+    layer: int = 0  # newest cycle of the layer that is being checked
+    cluster: int = 0
+
+    def passed(self, disk: str, layer: int) -> bool:
+        """Whether the round has left this layer behind."""
+        return (disk, layer) < (self.disk, self.layer)
+
+
+class Record:
+    """The document. Not thread-safe. OSErrors of writing pass through."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read it; when both copies are lost, the check begins again. Raises OSError."""
+        self._path = directory / FILE
+        documents, _ = copies.read(self._path)
+        document = documents[0] if documents else {}
+        self._data = b""  # as it was written last
+        self.position: Position | None = Position(*document["position"]) if document.get("position") else None
+        self.checked: int = document.get("checked", 0)
+        self.completed: float | None = document.get("completed")
+        self.repaired: int = document.get("repaired", 0)
+        self._damages = [Damage.from_json(value) for value in document.get("damages", ())]
+        if documents:
+            self.save()
+
+    @property
+    def damages(self) -> list[Damage]:
+        return self._damages
+
+    def state(self, total: int) -> ScrubState:
+        """As it is told; `total` bytes are checked in a round."""
+        running = self.position is not None
+        return ScrubState(
+            completed=self.completed,
+            checked_bytes=min(self.checked, total) if running else total if self.completed else 0,
+            total_bytes=total,
+            damaged=len(self._damages),
+            repaired=self.repaired,
+        )
+
+    def replace(self, found: Iterable[Damage], *, of: Callable[[Damage], bool]) -> None:
+        """What a check found stands in place of the damages `of` which it looked anew. Not saved."""
+        self._damages = [damage for damage in self._damages if not of(damage)] + [*found]
+
+    def brought(self, cycle: int, clusters: Mapping[str, list[Run]]) -> bool:
+        """A cycle was committed with these clusters: the newest point no longer shows what was there. Not saved."""
+        changed = False
+        for at, damage in enumerate(self._damages):
+            cluster = damage.cluster
+            if cluster is None or damage.until:
+                continue
+            if any(run.start <= cluster < run.end for run in clusters.get(damage.disk, ())):
+                self._damages[at] = replace(damage, until=cycle)
+                changed = True
+        return changed
+
+    def documents(self) -> list[copies.Document]:
+        return [copies.Document(self._path, self._data)] if self._data else []
+
+    def save(self) -> None:
+        """Raises OSError."""
+        position = self.position
+        self._data = copies.write(
+            self._path,
+            {
+                "position": [position.disk, position.layer, position.cluster] if position else None,
+                "checked": self.checked,
+                "completed": self.completed,
+                "repaired": self.repaired,
+                "damages": [damage.to_json() for damage in self._damages],
+            },
+        )

@@ -1,0 +1,88 @@
+"""What a replica knows of its own state: the continuous check, checks on demand, damage and whom it concerns."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from hyperv_host_agent.store.base import Checked, PointInfo, ScrubState
+from hyperv_host_agent.store.damage import Damage, Record
+from hyperv_host_agent.store.ground import Ground
+from hyperv_host_agent.store.manifests import Manifest
+from hyperv_host_agent.store.scrub import Check, round_bytes
+from twinsite.extents import Run
+
+_SAVE_BYTES = 512 << 20  # that a restart may have to read again
+
+
+class Inspection:
+    """`scrub` is for one thread at a time; the rest may run beside it. OSErrors of writing pass through."""
+
+    def __init__(self, ground: Ground, record: Record, found: Iterable[Damage]) -> None:
+        """`found`: what opening the replica came upon."""
+        self._ground, self._record = ground, record
+        self._check: Check | None = None
+        self._steps: Iterator[Checked] = iter(())
+        self._saved = 0
+        damages = list(found)
+        if damages:
+            files = {one.file for one in damages}
+            record.replace(damages, of=lambda one: one.cluster is None and one.file in files)
+            record.save()
+
+    def check(self, point: Manifest | None, *, repair: bool) -> Iterator[Checked]:
+        """Check everything, or what a point stands on."""
+        check = Check(self._ground, repair=repair, point=point)
+        try:
+            for step in check.steps():
+                yield step
+                if step.findings:
+                    self._save()
+        finally:
+            self._save()
+
+    def scrub(self, count: int, now: float) -> ScrubState:
+        """Go on with the round."""
+        record = self._record
+        if self._check is None:
+            self._check = Check(self._ground, repair=True, position=record.position)
+            self._check.done = record.checked if record.position else 0
+            self._steps = self._check.steps()
+        end = self._check.done + count
+        while self._check.done < end:
+            step = next(self._steps, None)
+            if step is None:
+                if self._ground.is_open():
+                    self._check, record.position, record.checked, record.completed = None, None, 0, now
+                    self._save()
+                return self.state()
+            record.position, record.checked = self._check.position, self._check.done
+            if step.findings or record.checked - self._saved >= _SAVE_BYTES:
+                self._save()
+        return self.state()
+
+    def state(self) -> ScrubState:
+        with self._ground.lock:
+            return self._record.state(round_bytes(self._ground))
+
+    def committed(self, cycle: int, brought: Mapping[str, list[Run]]) -> None:
+        """What the newest point showed of these clusters is no longer its concern. Under the lock."""
+        if self._record.brought(cycle, brought):
+            self._record.save()
+
+    @property
+    def knows_damage(self) -> bool:
+        return bool(self._record.damages)
+
+    def told(self, point: PointInfo, manifest: Manifest) -> PointInfo:
+        """The point with the number of damages it stands on. Under the lock."""
+        count = sum(self._ground.concerns(damage, manifest) for damage in self._record.damages)
+        return replace(point, damaged=count) if count else point
+
+    def close(self) -> None:
+        """Let go of files."""
+        self._save()
+
+    def _save(self) -> None:
+        with self._ground.lock:
+            if self._ground.directory.is_dir():
+                self._record.save()
+                self._saved = self._record.checked
