@@ -5,7 +5,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types arrows check bench proto system-packages clean
+.PHONY: demo test lint types arrows check bench soak proto system-packages clean
 
 demo: $(STAMP) $(if $(IMAGE),system-packages)  ## From nothing to a failed-over VM; IMAGE=path uses your disk, KEEP=1 leaves it running
 	@$(PYTHON) -m demo $(if $(IMAGE),--image "$(IMAGE)") $(if $(KEEP),--keep)
@@ -25,6 +25,9 @@ types: $(STAMP)
 
 arrows: $(STAMP)
 	$(VENV)/bin/lint-imports
+
+soak: $(STAMP)  ## The simulator on 20 000 seeds; a seed that fails becomes a line of tests/simulation/corpus.txt
+	$(PYTHON) -m tests.simulation 0 20000
 
 bench: $(STAMP)  ## Every figure against its peer and the limit, one line each
 	@deploy/system-packages bench

@@ -126,7 +126,8 @@ class Reader:
         self._compressors = compressors
         self._thread = ThreadPoolExecutor(1, "source")
         self._copy: tuple[bytes, int, Position, _Way] | None = None  # cycle, stream, where it goes on, what flies
-        self._ends: dict[str, int] = {}  # of the source's disks now, in clusters
+        self._copied: dict[str, int] = {}  # bytes of the disks as their copy announced them
+        self._there: dict[str, int] = {}  # and what the source has of them now
 
     @property
     def threads(self) -> int:
@@ -140,6 +141,7 @@ class Reader:
     async def slice(self, order: ReadSlice) -> tuple[Built | None, Position, Work]:
         """The next batch of a copy, None when nothing had to go; where the copy goes on, and what it took."""
         disks, work = order.header.disks, Work()
+        self._copied = {disk.id: disk.size for disk in disks}
         way = await self._continued(order)
         packed, last = await self._next(way, disks, work)
         more = await self._ahead(way, disks)
@@ -246,7 +248,7 @@ class Reader:
 
     def _plan(self, way: _Way) -> list[Unit]:
         """The source is asked in its thread, for a bounded number of units."""
-        self._ends = {disk.id: clusters(disk.size) for disk in self.source.disks()}
+        self._there = {disk.id: min(disk.size, self._copied.get(disk.id, 0)) for disk in self.source.disks()}
         return list(islice(way.units, way.window))
 
     def _pack(self, unit: Unit, disk: str) -> Packed:
@@ -275,16 +277,22 @@ class Reader:
         return max(1, min(UNIT_CLUSTERS, self.batch_bytes // CLUSTER))
 
     def _read_then(self, disk: str, run: Run) -> bytes | None:
-        """What a copy takes of the run now; a disk that shrank or went since the copy began holds zeros there."""
-        there = Run(run.start, min(run.end, self._ends.get(disk, 0)) - run.start)
-        if there.count <= 0:
+        """What a copy takes of the run now: zeros where a disk shrank or went since the copy began, and nothing of
+        what a disk that grew has behind its old end: a layer of the old size would not show it.
+        """
+        there = self._there.get(disk, 0)
+        part = Run(run.start, min(run.end, clusters(there)) - run.start)
+        if part.count <= 0:
             return None
-        content = self.source.read_now(disk, there)
-        return content if there == run else bytes(content).ljust(run.count * CLUSTER, b"\0")
+        content = self.source.read_now(disk, part)
+        room = there - run.start * CLUSTER
+        if len(content) > room:
+            content = bytes(content[:room])
+        return content if part == run else bytes(content).ljust(run.count * CLUSTER, b"\0")
 
     def _holes_then(self, disk: str, run: Run) -> Iterator[Run]:
         """Holes of a disk that is being copied; where it has no clusters any more is one."""
-        there = max(run.start, min(run.end, self._ends.get(disk, 0)))
+        there = max(run.start, min(run.end, clusters(self._there.get(disk, 0))))
         if there > run.start:
             yield from self.source.holes_now(disk, Run(run.start, there - run.start))
         if there < run.end:

@@ -97,6 +97,7 @@ class Sender:
         self._assigned: Assigned | None = None
         self._waiting: _Waiting | None = None
         self._target: TargetState | None = None  # None: ask
+        self._said: TargetState | None = None  # the newest answer all the same
         self._answered = _NEVER  # when the target said so
         self._source: SourceKnown | None = None  # None: ask
         self._confirmed = False  # the source was told once what is committed
@@ -162,7 +163,7 @@ class Sender:
                 return []
             case TargetKnown(state):
                 self._waiting = None
-                self._target = state
+                self._target = self._said = state
                 self._answered = self._now
                 return []
             case TargetFailed(error):
@@ -201,7 +202,7 @@ class Sender:
             return self._turn.end()
         first = self._state.committed is None
         if until := self._pace.wait(assigned, self._now, flying=flight is not None, first=first):
-            return [Wake(until)]
+            return [*self._turn.end(), Wake(until)]  # a cycle that was given up may have had it
         if self._target is None or (flight is None and self._now > self._answered + LOOK_SECONDS):
             self._waiting = _Waiting.TARGET
             return [AskTarget()]
@@ -492,7 +493,7 @@ class Sender:
 
     def _take_applied(self, *, sound: bool) -> list[Action]:
         self._waiting = None
-        flight, target = self._flight, self._target
+        flight, target = self._flight, self._said
         if flight is None:
             return []
         header = flight.header
@@ -508,6 +509,7 @@ class Sender:
         # What it wants after this one, and whether its seed has come, it has to say itself.
         open_questions = target is None or target.awaiting_seed or target.wanted or awaiting or early
         self._target = None if open_questions else TargetState(self._state.term, flight.named, None)
+        self._said = self._target or target
         seconds = self._progress.done(header, self._now, copy=copy)
         at_once = copy or (early and not awaiting)  # it is worth nothing before a later one
         self._pace.committed(self._assigned, self._now, copy=at_once, consistency=header.consistency, seconds=seconds)

@@ -2,8 +2,11 @@
 
 import sys
 
+from tests.simulation.many import results
 from tests.simulation.scenario import run
 from tests.simulation.world import Violation
+
+_TELL = 500  # seeds between two words on how far it is
 
 
 def main(arguments: list[str]) -> int:
@@ -15,15 +18,16 @@ def main(arguments: list[str]) -> int:
             story.append(f"VIOLATION {violation}")
         print("\n".join(story))
         return 0
-    failed = 0
-    for seed in range(int(arguments[0]), int(arguments[1])):
-        try:
-            run(seed)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the seed is the finding
-            failed += 1
-            print(seed, type(error).__name__, error, flush=True)
-    print(f"{failed} seeds failed")
-    return min(failed, 1)
+    first, end = map(int, arguments)
+    failed = []
+    for seed, _, problem in results(range(first, end)):
+        if problem:
+            failed.append(seed)
+            print(seed, problem, flush=True)
+        if (seed + 1) % _TELL == 0:
+            print(f"{seed + 1} of {end}", file=sys.stderr, flush=True)
+    print(f"{len(failed)} seeds failed: {failed[:50]}")
+    return min(len(failed), 1)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,16 @@ from typing import ClassVar
 
 from hyperv_host_agent.replication import receiving
 from hyperv_host_agent.replication import sending as say
+from hyperv_host_agent.replication.claim import Claim
 from hyperv_host_agent.replication.cycle import Committed, CycleHeader, Kind, TargetState
 from hyperv_host_agent.replication.receiver import Receiver
 from hyperv_host_agent.replication.sender import Sender
 from hyperv_host_agent.replication.state import Checkpoint, Flight, Position
 from tests.simulation.machine import Guest, Snapshot, Tracking
 from tests.simulation.scenario import Plan
+from tests.simulation.seeds import Courier
 from tests.simulation.source import Pending, Source
-from tests.simulation.target import Target
+from tests.simulation.target import Fingerprints, Target
 
 # ------------------------------------------------------------------------------------------------------ target
 
@@ -39,6 +41,24 @@ class CommitsLate(Target):
 class NoDigestCheck(Receiver):
     def _ended(self, stream, event):
         return super()._ended(stream, replace(event, digest=stream.digest))
+
+
+class ForgetsWanted(Target):
+    """Takes it that any cycle brings what is wanted."""
+
+    def commit(self) -> None:
+        super().commit()
+        self.replica._kept.wanted.clear()
+
+
+class HidesItsSeed(Target):
+    """Tells nobody that its base is on its way."""
+
+    def asked(self, back) -> None:
+        def shown(state: object) -> None:
+            back(replace(state, awaiting_seed=False) if isinstance(state, TargetState) else state)
+
+        super().asked(shown)
 
 
 class ForgetsTerm(Target):
@@ -132,9 +152,10 @@ class GoesBeyondItsJournal(Sender):
 class TrustsAnyIndex(Sender):
     """Takes the index for the target's, whatever cycle the target has."""
 
-    def _open(self, target: TargetState):
+    def _open(self, assigned, target: TargetState):
         trusted = self._state.trusted
-        actions = super()._open(target)
+        self._fetch.not_before = float("inf" if trusted else "-inf")
+        actions = super()._open(assigned, target)
         self._state = replace(self._state, trusted=trusted)
         return actions
 
@@ -154,6 +175,92 @@ class LeavesPoints(Sender):
     def _take_applied(self, *, sound: bool):
         self._clean = True
         return super()._take_applied(sound=sound)
+
+
+class NeverFetches(Sender):
+    def _open(self, assigned, target: TargetState):
+        self._fetch.not_before = float("inf")
+        return super()._open(assigned, target)
+
+
+class NeverAsksAgain(Sender):
+    """Takes the target's first word for its last."""
+
+    def _next(self):
+        self._answered = self._now
+        return super()._next()
+
+
+class StartsEarly(Sender):
+    def _take_assignment(self, event):
+        return super()._take_assignment(replace(event, not_before=0.0))
+
+
+class NeverFreezes(Sender):
+    def _take_assignment(self, event):
+        return super()._take_assignment(replace(event, application_every=0.0))
+
+
+class CountsSeeds(Sender):
+    """Calls cycles recovery points whose base is still on its way."""
+
+    def _take_applied(self, *, sound: bool):
+        if self._said:
+            self._said = replace(self._said, awaiting_seed=False)
+        return super()._take_applied(sound=sound)
+
+
+class Kept(Claim):
+    def end(self):
+        return []
+
+
+class KeepsItsTurn(Sender):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._turn = Kept()
+
+
+class Free(Claim):
+    def need(self, *_args, **_kwargs):
+        return None
+
+
+class TakesNoTurn(Sender):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._turn = Free()
+
+
+class ReadsNothingForced(Source):
+    def read_point(self, action: say.ReadPoint) -> None:
+        super().read_point(replace(action, forced=()))
+
+
+class FetchesHalf(Source):
+    """Takes fingerprints of a stream that broke off for all of them."""
+
+    def __init__(self, world, guest, network, target: Target) -> None:
+        super().__init__(world, guest, network, target)
+        tell = target.tell_fingerprints
+
+        def half(committed: Committed, back) -> None:
+            def cut(found: object) -> None:
+                if isinstance(found, Fingerprints):
+                    found.by_disk.update({disk: {} for disk in list(found.by_disk)[1:]})
+                back(found)
+
+            tell(committed, cut)
+
+        target.tell_fingerprints = half
+
+
+class CarelessCourier(Courier):
+    """Says of no cycle that it is older than the media."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.after_of = lambda _opened: 0
 
 
 class CountsCopies(Sender):
@@ -217,6 +324,13 @@ class CallsLostWhole(Tracking):
         self.active = {}
 
 
+class IgnoresSizes(Tracking):
+    """What comes back when a disk grows after it shrank is not dirty."""
+
+    def resized(self, disk: str, before: int, after: int) -> None:
+        """Nothing is noted."""
+
+
 def _guest(tracking: type[Tracking]) -> type[Guest]:
     class Tracked(Guest):
         def write(self) -> None:
@@ -249,4 +363,17 @@ PLANTED: dict[str, Plan] = {
     "a discarded point's changes are forgotten": Plan(guest=_guest(ForgetsOnDiscard)),
     "an ack of an unknown cycle becomes the anchor": Plan(guest=_guest(AcksAnything)),
     "lost tracking is called whole": Plan(guest=_guest(CallsLostWhole)),
+    "a disk that shrank and grew is not dirty where it grew": Plan(guest=_guest(IgnoresSizes)),
+    "fingerprints that broke off are taken for all": Plan(source=FetchesHalf),
+    "everything is sent because fingerprints are never asked for": Plan(source=_source(NeverFetches)),
+    "the target is not asked again what it wants": Plan(source=_source(NeverAsksAgain)),
+    "wanted clusters are not read": Plan(source=ReadsNothingForced),
+    "wanted clusters are forgotten by any commit": Plan(target=ForgetsWanted),
+    "a target does not say that it awaits a seed": Plan(target=HidesItsSeed),
+    "cycles on a base that did not come count as recovery points": Plan(source=_source(CountsSeeds)),
+    "cycles older than their seed count as recovery points": Plan(courier=CarelessCourier),
+    "a first copy starts before its time": Plan(source=_source(StartsEarly)),
+    "application-consistent points are never tried": Plan(source=_source(NeverFreezes)),
+    "a turn is kept between cycles": Plan(source=_source(KeepsItsTurn)),
+    "cycles run without a turn": Plan(source=_source(TakesNoTurn)),
 }

@@ -46,6 +46,7 @@ FAULTS = {  # mean seconds between two of a kind, in the runs that have that kin
     "seed_called_off": 300,
     "disk_grows": 40,
     "disk_shrinks": 50,
+    "disk_bounces": 60,
     "disk_added": 60,
     "disk_removed": 80,
     "disk_swapped": 80,
@@ -286,6 +287,18 @@ class Scenario:
     def disk_shrinks(self) -> None:
         self.guest.shrink()
 
+    def disk_bounces(self) -> None:
+        """Shrinks and grows again, mostly between two cycles."""
+        before = dict(self.guest.sizes)
+        self.guest.shrink()
+
+        def back() -> None:
+            for disk, size in before.items():
+                if disk in self.guest.sizes:
+                    self.guest.resize(disk, max(size, self.guest.sizes[disk]))
+
+        self.world.after(self.world.between(0, 3), back)
+
     def disk_added(self) -> None:
         if len(self.guest.sizes) < 4:
             self.guest.add_disk()
@@ -360,6 +373,8 @@ class Scenario:
         if not self.fails_over and self.newest_recoverable() < TROUBLE:
             raise Violation("no recovery point came in the minute after healing")
         self.guest.silent = True
+        if world.chance(0.3):
+            self.cluster_damaged()
         still = self.guest.snapshot()
         self.source.feed(SyncRequested())
         before = self.newest()

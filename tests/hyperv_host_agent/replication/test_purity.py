@@ -3,7 +3,7 @@ from pathlib import Path
 
 import hyperv_host_agent.replication
 
-PURE = {"bisect", "collections", "collections.abc", "dataclasses", "enum", "json", "typing"}
+PURE = {"bisect", "collections", "collections.abc", "dataclasses", "enum", "math", "json", "typing"}
 OURS = {"twinsite.digest", "twinsite.errors", "twinsite.extents"}
 CORE = "hyperv_host_agent.replication"
 

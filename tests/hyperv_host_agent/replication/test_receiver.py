@@ -11,13 +11,14 @@ from hyperv_host_agent.replication.cycle import (
     Kind,
     TargetState,
     Unfinished,
+    Wanted,
 )
 from hyperv_host_agent.replication.frames import Damaged, InvalidFrame, NotGranted, TakenOver, WrongPlace
 from hyperv_host_agent.replication.ownership import OlderTerm
 from hyperv_host_agent.replication.receiver import SYNC_SECONDS, Receiver
 from twinsite.digest import CHAIN_START, chain
 from twinsite.errors import Exhausted
-from twinsite.extents import CLUSTER
+from twinsite.extents import CLUSTER, Run
 
 DISKS = (DiskGeometry("d1", 100 * CLUSTER),)
 HEADER = CycleHeader("vm", b"i" * 16, 5, 4, 2, Kind.DELTA, 0.0, "crash", DISKS, b"", b"p" * 16)
@@ -193,3 +194,26 @@ def test_a_stream_that_closes_leaves_the_next_one_alone():
     assert receiver.handle(batch(1, stream=2), 0.0)
     assert receiver.handle(say.StreamClosed(2), 0.0) == []
     assert receiver.handle(batch(2, stream=2), 0.0) == []
+
+
+def test_what_the_store_says_after_a_commit_is_what_is_answered():
+    receiver = receiving(replace(STATE, wanted=(Wanted("d1", Run(3, 1)),)))
+    receiver.handle(say.EndReceived(1, 0, CHAIN_START), 0.0)
+    stored = TargetState(2, Committed(5, b"i" * 16), None)
+    assert receiver.handle(say.Stored(stored), 0.0) == []
+    assert receiver.state == stored
+
+
+def test_what_the_scrub_found_since_is_answered_too():
+    found = replace(STATE, wanted=(Wanted("d1", Run(7, 2)),))
+    assert receiving().handle(say.Asked(3, found), 0.0)[-1] == say.Answer(3, found)
+
+
+def test_a_placeholder_is_an_initial_cycle_without_batches():
+    header = replace(HEADER, number=1, parent=0, parent_id=b"", kind=Kind.INITIAL, consistency="none", placeholder=True)
+    empty = TargetState(2, None, None)
+    receiver = receiving(empty, header)
+    assert isinstance(only_error(receiver.handle(batch(1), 0.0)), InvalidFrame)
+    assert say.Commit() in receiving(empty, header).handle(say.EndReceived(1, 0, CHAIN_START), 0.0)
+    delta = replace(HEADER, placeholder=True)
+    assert isinstance(only_error(Receiver("vm", STATE).handle(began(header=delta), 0.0)), InvalidFrame)

@@ -1,74 +1,27 @@
-import itertools
-
 import pytest
 
 from hyperv_host_agent.replication import sending as say
-from hyperv_host_agent.replication.cycle import Committed, DiskGeometry, Kind, TargetState, Unfinished
+from hyperv_host_agent.replication.cycle import Committed, DiskGeometry, Kind, Unfinished
 from hyperv_host_agent.replication.ownership import OlderTerm
 from hyperv_host_agent.replication.progress import Phase
-from hyperv_host_agent.replication.sender import Sender
 from hyperv_host_agent.replication.state import Checkpoint, Flight, Position, SenderState
-from twinsite.errors import Exhausted, Unreachable
+from tests.hyperv_host_agent.replication.senders import (
+    ASSIGNED,
+    DISKS,
+    FOUR,
+    Full,
+    Gone,
+    kinds,
+    make,
+    one,
+    opened,
+    ready,
+    sending,
+    source,
+    target,
+    tell,
+)
 from twinsite.extents import CLUSTER
-
-DISKS = (DiskGeometry("d1", 8 * CLUSTER),)
-FOUR = Committed(4, b"4" * 16)
-STATE = SenderState(term=1, committed=FOUR, disks=DISKS, recoverable=True, instant=90.0, trusted=True)
-ASSIGNED = say.Assigned(term=1, frequency=30.0)
-
-
-class Gone(Unreachable):
-    public = "gone"
-
-
-class Full(Exhausted):
-    public = "full"
-
-
-def make(state=STATE, **kwargs):
-    ids = itertools.count(1)
-    return Sender("vm", state, lambda: next(ids).to_bytes(16, "big"), **kwargs)
-
-
-def target(committed=FOUR, unfinished=None, term=1):
-    return say.TargetKnown(TargetState(term, committed, unfinished))
-
-
-def source(anchor=FOUR, *, index=FOUR):
-    return say.SourceKnown(anchor, DISKS, index)
-
-
-def opened(*, whole=True, disks=DISKS):
-    return say.PointOpened(100.0, "crash", disks, whole)
-
-
-def ready(sequence, size=100):
-    return say.Ready(sequence, size, bytes([sequence]) * 16, CLUSTER)
-
-
-def kinds(actions):
-    return [type(action).__name__ for action in actions]
-
-
-def one(actions, kind):
-    (found,) = [action for action in actions if isinstance(action, kind)]
-    return found
-
-
-def tell(sender, *events, now=0.0):
-    """The answer to the last of the events; a turn is given at once and not spoken of."""
-    answer = []
-    for event in events:
-        answer = sender.handle(event, now)
-        while asked := [action for action in answer if isinstance(action, say.AskTurn)]:
-            rest = [action for action in answer if not isinstance(action, say.AskTurn)]
-            answer = rest + sender.handle(say.TurnGiven(asked[-1].turn), now)
-    return [action for action in answer if not isinstance(action, say.EndTurn)]
-
-
-def sending(sender, batches=2):
-    """A delta of two batches on stream 1."""
-    return tell(sender, ASSIGNED, target(), source(), opened(), say.PointRead(tuple(map(ready, range(1, batches + 1)))))
 
 
 def test_a_new_session_asks_target_and_source_before_it_opens_a_point():
