@@ -210,7 +210,7 @@ def _warnings(points: list[PointInfo], point: PointInfo, cycle: int) -> list[str
     """What whoever starts a VM from the point has to know; `cycle` 0: it was chosen here."""
     warnings = []
     if point.damaged:
-        warnings.append(f"warning: {point.damaged} clusters of point {point.cycle} are damaged: reading them fails")
+        warnings.append(f"warning: point {point.cycle} has damage, clusters: {point.damaged}; reading them fails")
     passed = [other.cycle for other in points if other.recoverable and other.cycle > point.cycle and other.damaged]
     if not cycle and passed:
         warnings.append(f"warning: newer points with damage were passed over: {', '.join(map(str, passed))}")
