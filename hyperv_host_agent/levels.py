@@ -3,11 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Final
 
+import structlog
+
 from hyperv_host_agent.reading import Work
 from hyperv_host_agent.replication.compression import Compression, Part
 from twinsite.clock import Clock
 from twinsite.units import MiB
 
+_log = structlog.get_logger()
 PART_BYTES: Final = 16 * MiB  # of content, after which a level is looked at
 PART_SECONDS: Final = 5.0  # or after so long
 LEAST_BYTES: Final = 2 * MiB  # but not with less: small cycles are added up
@@ -45,7 +48,17 @@ class Levels:
         if content < LEAST_BYTES or (content < PART_BYTES and now < part.since + PART_SECONDS):
             return
         self._parts[beside] = _Part(since=now)
-        work = part.work
+        work, before = part.work, self.level(beside=beside)
         self._compression.learn(
-            Part(self.level(beside=beside), content, work.frame_bytes, work.frame_seconds, part.way, beside)
+            Part(before, content, work.frame_bytes, work.shrunk_bytes, work.shrunk_seconds, part.way, beside)
         )
+        if self.level(beside=beside) != before:
+            _log.debug(
+                "compression_level",
+                level=self.level(beside=beside),
+                before=before,
+                content=content,
+                frames=work.frame_bytes,
+                pack_seconds=round(work.shrunk_seconds, 3),
+                way_seconds=round(part.way, 3),
+            )

@@ -38,7 +38,8 @@ class Packed:
     frame_bytes: int = 0
     message: bytes = b""  # once it is made
     link: bytes = b""  # of the message, for the chain digest
-    frame_seconds: float = 0.0  # in which they were made
+    shrunk: int = 0  # clusters that became less
+    shrunk_seconds: float = 0.0  # in which they did
     pack_seconds: float = 0.0  # of one thread in all this
     read_seconds: float = 0.0  # and in reading before it
 
@@ -97,7 +98,9 @@ class Packer:
                 continue
             started = time.perf_counter()
             length = self._frame(content, packed.parts)
-            packed.frame_seconds += time.perf_counter() - started
+            if length < _WORTH:
+                packed.shrunk += 1
+                packed.shrunk_seconds += time.perf_counter() - started
             packed.clusters.append(run.start + place)
             packed.lengths.append(length)
             packed.fingerprints += found

@@ -67,21 +67,24 @@ class Work:
 
     read_seconds: float = 0.0
     pack_seconds: float = 0.0
-    frame_seconds: float = 0.0  # of pack_seconds: in which frames were made
+    shrunk_seconds: float = 0.0  # of pack_seconds: in which content became less
+    shrunk_bytes: int = 0  # of content_bytes: that did
     content_bytes: int = 0  # that frames were made of
     frame_bytes: int = 0
 
     def add(self, packed: Packed) -> None:
         self.read_seconds += packed.read_seconds
         self.pack_seconds += packed.pack_seconds
-        self.frame_seconds += packed.frame_seconds
+        self.shrunk_seconds += packed.shrunk_seconds
+        self.shrunk_bytes += packed.shrunk * CLUSTER
         self.content_bytes += len(packed.clusters) * CLUSTER
         self.frame_bytes += packed.frame_bytes
 
     def merge(self, other: "Work") -> None:
         self.read_seconds += other.read_seconds
         self.pack_seconds += other.pack_seconds
-        self.frame_seconds += other.frame_seconds
+        self.shrunk_seconds += other.shrunk_seconds
+        self.shrunk_bytes += other.shrunk_bytes
         self.content_bytes += other.content_bytes
         self.frame_bytes += other.frame_bytes
 

@@ -10,7 +10,6 @@ from hyperv_host_agent.replication.compression import FIRST_COPY, FIRST_CYCLE, L
 
 MB = 1_000_000
 REAL = {0: 1.0, 1: 0.31, 3: 0.296, 6: 0.277, 9: 0.273}  # programs and libraries, measured
-NOISE = dict.fromkeys(LEVELS, 1.0)
 SPEED = {0: 9000 * MB, 1: 374 * MB, 3: 307 * MB, 6: 100 * MB, 9: 62 * MB}  # of one thread, measured
 
 
@@ -21,7 +20,7 @@ class World:
     link: float  # bytes a second
     threads: int = 2
     slower: float = 1.0
-    ratio: dict[int, float] = field(default_factory=lambda: REAL)
+    share: float = 1.0  # of the content that is no noise
     noise: float = 0.0
     chance: random.Random = field(default_factory=lambda: random.Random(7))
 
@@ -29,12 +28,13 @@ class World:
         def about() -> float:
             return self.chance.uniform(1 - self.noise, 1 + self.noise)
 
-        frames = int(content * self.ratio[level])
-        pack = content / SPEED[level] * self.slower * about()
-        return Part(level, content, frames, pack, frames / self.link * about(), beside)
+        shrinks = int(content * self.share) if level else 0
+        frames = content - int(shrinks * (1 - REAL[level]))
+        pack = shrinks / SPEED[level] * self.slower * about()
+        return Part(level, content, frames, shrinks, pack, frames / self.link * about(), beside)
 
     def seconds(self, level: int, *, beside: bool) -> float:
-        part = World(self.link, self.threads, self.slower, self.ratio).part(level, beside=beside)
+        part = World(self.link, self.threads, self.slower, self.share).part(level, beside=beside)
         pack = part.pack_seconds / self.threads
         return max(pack, part.way_seconds) if beside else pack + part.way_seconds
 
@@ -55,15 +55,15 @@ def test_nothing_known_starts_with_the_fast_level_for_copies_and_the_usual_one_f
 @pytest.mark.parametrize("beside", [True, False], ids=["copy", "cycle"])
 @pytest.mark.parametrize("link", [0.1, 1, 10, 125, 400, 1250, 5000])
 @pytest.mark.parametrize("slower", [0.5, 1, 4])
-@pytest.mark.parametrize("ratio", [REAL, NOISE], ids=["programs", "noise"])
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.0], ids=["programs", "mixed", "noise"])
 def test_what_it_settles_on_is_nearly_the_fastest_there_is(
-    beside: bool, link: float, slower: float, ratio: dict[int, float]
+    beside: bool, link: float, slower: float, share: float
 ) -> None:
-    world = World(link * MB, slower=slower, ratio=ratio)
+    world = World(link * MB, slower=slower, share=share)
     compression = Compression(2)
     settled = world.settle(compression, beside=beside, parts=80)[20:]
     taken = sum(world.seconds(level, beside=beside) for level in settled) / len(settled)
-    assert taken <= 1.12 * min(world.seconds(level, beside=beside) for level in LEVELS)
+    assert taken <= 1.2 * min(world.seconds(level, beside=beside) for level in LEVELS)
 
 
 def test_a_slow_link_is_worth_the_highest_level_and_a_fast_one_none() -> None:
@@ -77,7 +77,7 @@ def test_it_follows_a_link_and_a_content_that_change() -> None:
     assert World(2 * MB).settle(compression, beside=True)[-1] >= 6
     assert World(5000 * MB).settle(compression, beside=True)[-1] <= 1
     assert World(2 * MB).settle(compression, beside=True)[-1] >= 6
-    World(20_000 * MB, ratio=NOISE).settle(compression, beside=True, parts=100)
+    World(20_000 * MB, share=0.0).settle(compression, beside=True, parts=100)
     assert World(20 * MB).settle(compression, beside=True, parts=60)[-1] >= 3
 
 
@@ -85,7 +85,16 @@ def test_it_follows_a_link_and_a_content_that_change() -> None:
 def test_a_noisy_measurement_does_not_make_it_dither(link: float) -> None:
     levels = World(link * MB, noise=0.25).settle(Compression(2), beside=True, parts=200)[20:]
     changes = sum(one != other for one, other in itertools.pairwise(levels))
-    assert changes <= 12
+    assert changes <= 15
+
+
+def test_a_disk_of_stripes_is_judged_as_a_whole() -> None:
+    compression = Compression(2)
+    programs, noise = World(20 * MB), World(20 * MB, share=0.0)
+    for number in range(200):
+        world = noise if number % 5 > 2 else programs
+        compression.learn(world.part(compression.level(beside=True), beside=True, content=16 * MB))
+    assert compression.level(beside=True) >= 6
 
 
 def test_copies_and_cycles_have_levels_of_their_own() -> None:
@@ -98,5 +107,5 @@ def test_copies_and_cycles_have_levels_of_their_own() -> None:
 def test_a_small_part_says_nothing() -> None:
     compression = Compression(2)
     for _ in range(50):
-        compression.learn(Part(3, 64_000, 64_000, 5.0, 0.0, beside=False))
+        compression.learn(Part(3, 64_000, 64_000, 64_000, 5.0, 0.0, beside=False))
     assert compression.level(beside=False) == FIRST_CYCLE
