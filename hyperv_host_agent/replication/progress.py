@@ -4,10 +4,10 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from hyperv_host_agent.replication.cycle import Committed, CycleHeader
+from hyperv_host_agent.replication.cycle import Committed, CycleHeader, Kind
 from hyperv_host_agent.replication.schedule import Timing
-from hyperv_host_agent.replication.sending import CommitAcked, PointRead, Ready, SliceRead
-from hyperv_host_agent.replication.state import Flight, Position
+from hyperv_host_agent.replication.sending import Assigned, CommitAcked, PointRead, Ready, SliceRead
+from hyperv_host_agent.replication.state import Flight, Position, SenderState
 from twinsite.errors import TwinsiteError
 from twinsite.extents import CLUSTER
 
@@ -173,6 +173,25 @@ class Progress:
             way = max(0.0, ended - self._opened - source - compress)
         cap = min(self._cap, way)
         return Timing(source, compress, way - cap, now - ended, cap, self._turn)
+
+
+def phase(
+    assigned: Assigned | None, state: SenderState, flight: Flight | None, reason: TwinsiteError | None, *, fenced: bool
+) -> Phase:
+    if fenced:
+        return Phase.FENCED
+    if assigned is None:
+        return Phase.WAITING
+    if assigned.paused:
+        return Phase.PAUSED
+    if reason is not None:
+        return Phase.BLOCKED
+    kind = flight.header.kind if flight else None
+    if kind is Kind.INITIAL or (state.committed and not state.instant):
+        return Phase.INITIAL
+    if kind is Kind.RESYNC or (state.committed and not state.recoverable):
+        return Phase.RESYNCHRONIZING
+    return Phase.REPLICATING if state.committed else Phase.WAITING
 
 
 def copied(flight: Flight | None, reached: Position | None) -> tuple[int, int]:

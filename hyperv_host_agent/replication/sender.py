@@ -10,7 +10,7 @@ from hyperv_host_agent.replication.claim import Claim
 from hyperv_host_agent.replication.cycle import CycleHeader, Kind, TargetState, Wanted
 from hyperv_host_agent.replication.ownership import OlderTerm
 from hyperv_host_agent.replication.pace import Pace
-from hyperv_host_agent.replication.progress import Phase, Progress, View
+from hyperv_host_agent.replication.progress import Progress, View
 from hyperv_host_agent.replication.sending import (
     AckPoint,
     Action,
@@ -128,7 +128,7 @@ class Sender:
         frequency = self._assigned.frequency if self._assigned else 0.0
         done = self._progress
         return View(
-            phase=self._phase(),
+            phase=progress.phase(self._assigned, self._state, self._flight, self._reason, fenced=self._fenced),
             reason=self._reason,
             term=self._state.term,
             committed=self._state.committed,
@@ -582,21 +582,3 @@ class Sender:
     def _persist(self, state: SenderState) -> list[Action]:
         self._state = state
         return [Persist(state)]
-
-    # ------------------------------------------------------------------------------------------- for people
-
-    def _phase(self) -> Phase:
-        if self._fenced:
-            return Phase.FENCED
-        if self._assigned is None:
-            return Phase.WAITING
-        if self._assigned.paused:
-            return Phase.PAUSED
-        if self._reason is not None:
-            return Phase.BLOCKED
-        kind = self._flight.header.kind if self._flight else None
-        if kind is Kind.INITIAL or (self._state.committed and not self._state.instant):
-            return Phase.INITIAL
-        if kind is Kind.RESYNC or (self._state.committed and not self._state.recoverable):
-            return Phase.RESYNCHRONIZING
-        return Phase.REPLICATING if self._state.committed else Phase.WAITING
