@@ -71,4 +71,6 @@ class Scrubbing:
 
     def _rests(self, state: ScrubState, now: float) -> bool:
         running = 0 < state.checked_bytes < state.total_bytes
-        return not running and state.completed is not None and 0 <= now - state.completed < _REST_SECONDS
+        return (
+            not (running or state.retry) and state.completed is not None and 0 <= now - state.completed < _REST_SECONDS
+        )

@@ -5,7 +5,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final
 
-from hyperv_host_agent.store.formats.qcow2 import ChainReader, LayerDamaged
+from hyperv_host_agent.store.formats.qcow2 import ChainReader
 from hyperv_host_agent.store.formats.side_file import NEWEST, SideFile, side_path
 from hyperv_host_agent.store.manifests import LayerRef
 from hyperv_host_agent.store.packed_point import PackedPoint
@@ -50,35 +50,6 @@ class DiskContent:
             for cluster in sorted(found):
                 if found[cluster] != ZERO_FINGERPRINT:
                     yield cluster, found[cluster]
-
-    def problems(self) -> Iterator[tuple[int | None, str]]:
-        """(cluster, what is wrong) after reading and decompressing everything."""
-        for side in self.damaged_sides():
-            yield None, f"{side.path.name} does not match the digest in its manifest"
-        end = clusters(self._reader.size)
-        for first in range(0, end, _WINDOW):
-            last = min(first + _WINDOW, end)
-            try:
-                found = self._window(first, last)
-                mapped = set(self._reader.mapped(first, last))
-            except LayerDamaged as error:
-                yield error.cluster, str(error)
-                continue
-            wanted = {cluster for cluster in found if found[cluster] != ZERO_FINGERPRINT}
-            for cluster in sorted(mapped | wanted):
-                problem = self._problem(cluster, found.get(cluster, ZERO_FINGERPRINT))
-                if problem:
-                    yield cluster, problem
-
-    def _problem(self, cluster: int, expected: bytes) -> str | None:
-        try:
-            data = self._reader.read_cluster(cluster)
-        except LayerDamaged as error:
-            return str(error)
-        actual = ZERO_FINGERPRINT if is_zero(data) else fingerprint(data)
-        if actual == expected or (actual == ZERO_FINGERPRINT and fingerprint(data) == expected):
-            return None
-        return "its content does not match its fingerprint"
 
     def _window(self, start: int, end: int) -> dict[int, bytes]:
         """Fingerprints of data clusters, ZERO_FINGERPRINT for those that a layer says are zero."""

@@ -75,7 +75,7 @@ class Record:
     def damages(self) -> list[Damage]:
         return self._damages
 
-    def state(self, total: int) -> ScrubState:
+    def state(self, total: int, *, retry: bool) -> ScrubState:
         """As it is told; `total` bytes are checked in a round."""
         running = self.position is not None
         return ScrubState(
@@ -84,6 +84,7 @@ class Record:
             total_bytes=total,
             damaged=len(self._damages),
             repaired=self.repaired,
+            retry=retry,
         )
 
     def replace(self, found: Iterable[Damage], *, of: Callable[[Damage], bool]) -> None:

@@ -7,6 +7,7 @@ from hyperv_host_agent.store.base import Checked, PointInfo, ScrubState
 from hyperv_host_agent.store.damage import Damage, Record
 from hyperv_host_agent.store.ground import Ground
 from hyperv_host_agent.store.manifests import Manifest
+from hyperv_host_agent.store.mending import Mender
 from hyperv_host_agent.store.scrub import Check, round_bytes
 from twinsite.extents import Run
 
@@ -22,6 +23,7 @@ class Inspection:
         self._check: Check | None = None
         self._steps: Iterator[Checked] = iter(())
         self._saved = 0
+        self._retry = False
         damages = list(found)
         if damages:
             files = {one.file for one in damages}
@@ -40,8 +42,14 @@ class Inspection:
             self._save()
 
     def scrub(self, count: int, now: float) -> ScrubState:
-        """Go on with the round."""
+        """Go on with the round, after what a new cycle may have made possible."""
         record = self._record
+        if self._retry:
+            self._retry = False
+            if Mender(self._ground, repair=True).again():
+                self._save()
+            if record.completed is not None and not (record.position and self._check):
+                return self.state()  # it rests
         if self._check is None:
             self._check = Check(self._ground, repair=True, position=record.position)
             self._check.done = record.checked if record.position else 0
@@ -61,12 +69,13 @@ class Inspection:
 
     def state(self) -> ScrubState:
         with self._ground.lock:
-            return self._record.state(round_bytes(self._ground))
+            return self._record.state(round_bytes(self._ground), retry=self._retry)
 
     def committed(self, cycle: int, brought: Mapping[str, list[Run]]) -> None:
         """What the newest point showed of these clusters is no longer its concern. Under the lock."""
         if self._record.brought(cycle, brought):
             self._record.save()
+            self._retry = True
 
     @property
     def knows_damage(self) -> bool:
@@ -78,8 +87,9 @@ class Inspection:
         return replace(point, damaged=count) if count else point
 
     def close(self) -> None:
-        """Let go of files."""
-        self._save()
+        """The next start goes on from here."""
+        if self._check:
+            self._save()
 
     def _save(self) -> None:
         with self._ground.lock:

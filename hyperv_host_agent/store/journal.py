@@ -136,7 +136,10 @@ class Journal:
             raise OSError(errno.EIO, "the journal of the unfinished cycle is damaged")
 
     def is_whole(self) -> bool:
-        """Whether every record can be read."""
+        """Whether every record can be read; for another thread, too."""
+        return self._reads_whole() or self._reads_whole()  # it may have been cut back while it was read
+
+    def _reads_whole(self) -> bool:
         end, reached = self._end, 0
         try:
             for at, _ in _records(self._fd, 0):
@@ -145,8 +148,7 @@ class Journal:
                     break
         except OSError:
             return False
-        # It may have been cut back meanwhile; what was appended is behind `end`.
-        return reached >= min(end, self._end)
+        return reached >= end
 
     def close(self) -> None:
         if self._fd >= 0:

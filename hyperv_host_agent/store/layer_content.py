@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Self
 
 from hyperv_host_agent.store.formats import zstd_frame
-from hyperv_host_agent.store.formats.qcow2 import ZERO, Layer, LayerDamaged, frame_entry
+from hyperv_host_agent.store.formats.qcow2 import Layer, LayerDamaged
 from hyperv_host_agent.store.formats.side_file import NEWEST, Entry, SideFile, ZeroRun, side_path
 from hyperv_host_agent.store.manifests import LayerRef
 from twinsite.digest import fingerprint
-from twinsite.extents import clusters
 
 
 class LayerContent:
@@ -26,10 +25,6 @@ class LayerContent:
             self._fd = os.open(directory / ref.file, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, self._fd)
             self._stack = stack.pop_all()
-
-    def sound_side(self) -> bool:
-        """Whether the side file is the one that was committed."""
-        return self.side.digest() == self.ref.digest
 
     def entries(self, start: int = 0, end: int = NEWEST) -> Iterator[Entry]:
         """Every stored frame of the clusters `start` up to `end`, ascending by cluster, then cycle."""
@@ -58,24 +53,6 @@ class LayerContent:
         if fingerprint(data) != entry.fingerprint:
             raise LayerDamaged(self.layer.path, "its content does not match its fingerprint", entry.cluster)
         return data
-
-    def misplaced(self, start: int, end: int) -> Iterator[tuple[int, str]]:
-        """(cluster, problem) where the layer's tables disagree with the side file. Raises LayerDamaged.
-
-        Without it a hypervisor would read something else than what the side file vouches for.
-        """
-        end = min(end, clusters(self.ref.size))
-        expected = {
-            entry.cluster: frame_entry(entry.offset, entry.length) for entry in self.entries(start, end) if entry.mapped
-        }
-        if self.ref.backing is not None:
-            for cluster, entry in self.side.at(NEWEST, start, end).items():
-                if not entry.length:
-                    expected[cluster] = ZERO
-        found = dict(self.layer.entries(start, end))
-        for cluster in sorted(expected.keys() | found.keys()):
-            if expected.get(cluster, 0) != found.get(cluster, 0):
-                yield cluster, "the layer's tables do not show what it is said to hold"
 
     def close(self) -> None:
         self._stack.close()

@@ -7,6 +7,7 @@ longer than it was asked for; it is never fast.
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,11 +49,12 @@ class LockClock:
             self._save()
 
     def now(self) -> float:
-        """Seconds on this clock. Raises OSError when they could not be kept."""
+        """Seconds on this clock."""
         with self._lock:
             same = self._passing.see(self._read())
             if not same or self._passing.elapsed - self._saved >= _SAVE_SECONDS:
-                self._save()
+                with suppress(OSError):  # what is not kept makes a lock longer, no more
+                    self._save()
             return self._passing.elapsed
 
     def wall(self) -> float:

@@ -72,6 +72,7 @@ class ChainReplica:
             self._merges = Maintenance(catalog, space, self._need, self._closed)
             self._clock = clock
             self._receiving = self._recover()
+            self._suspect: Receiving | None = None
             self._record = Record(directory)
             self._inspection = Inspection(self._ground(), self._record, catalog.damaged)
             self._collect(everything=True)
@@ -279,6 +280,8 @@ class ChainReplica:
     def close(self) -> None:
         """Let go of all files; a merge under way stops. What is staged and not synced is lost."""
         self._closed.set()
+        with suppress(OSError):
+            self._inspection.close()
         self.seed_abandon()
         with self._maintaining:
             with suppress(OSError):
@@ -303,7 +306,7 @@ class ChainReplica:
             rewrite=self._rewrite,
             want=self._wanted.add,
             is_open=lambda: not self._closed.is_set(),
-            journal_problem=lambda: self._receiving.journal_problem() if self._receiving else None,
+            journal_problem=self._journal_problem,
             drop_unfinished=self._spoil,
         )
 
@@ -316,10 +319,16 @@ class ChainReplica:
         with self._maintaining:
             return not self._closed.is_set() and self._merges.rewrite(disk, ref, frames)
 
+    def _journal_problem(self) -> str | None:
+        receiving = self._receiving
+        problem = receiving.journal_problem() if receiving else None
+        self._suspect = receiving if problem and receiving is self._receiving else None
+        return problem if self._suspect else None
+
     def _spoil(self) -> None:
         """The journal of the cycle that is being received is damaged: it has to come anew."""
-        if self._receiving:
-            self._receiving.spoiled = True
+        if self._suspect:
+            self._suspect.spoiled = True
 
     def _recover(self) -> Receiving | None:
         newest = self._catalog.newest()

@@ -38,6 +38,7 @@ class Check:
         if self.position == Position():
             yield self._told(self._documents())
         yield self._told(self._mender.again() if self._repair else [])
+        seen: set[tuple[str, int]] = set()
         while self._ground.is_open():
             with self._ground.lock:
                 found = next(
@@ -50,7 +51,13 @@ class Check:
             if (disk, ref.cycle) != (self.position.disk, self.position.layer):
                 self.position = Position(disk, ref.cycle)
             yield from self._layer(disk, ref)
-            self.position = Position(disk, ref.cycle + 1)
+            with self._ground.lock:
+                replaced = not self._ground.is_current(disk, ref)
+            if replaced and (disk, ref.cycle) not in seen:
+                self.position = Position(disk, ref.cycle)  # by a merge or a repair: it is looked at once more
+            else:
+                self.position = Position(disk, ref.cycle + 1)
+            seen.add((disk, ref.cycle))
 
     def _layers(self) -> Iterator[tuple[str, LayerRef]]:
         """Those to be checked. Under the lock."""

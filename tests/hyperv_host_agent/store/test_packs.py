@@ -13,7 +13,10 @@ import pytest
 from hyperv_host_agent.replication.cycle import Kind
 from hyperv_host_agent.store import merge_plan
 from hyperv_host_agent.store.base import Budget, NoSpace
+from hyperv_host_agent.store.formats.side_file import side_path
+from hyperv_host_agent.store.layer_check import LayerCheck
 from hyperv_host_agent.store.layer_content import LayerContent
+from hyperv_host_agent.store.repair import is_sound
 from hyperv_host_agent.store.replica import ChainReplica
 from tests.contracts.replica_store import VM, new_machine
 from tests.fakes.chain_rig import ChainRig
@@ -130,9 +133,11 @@ def test_every_kept_point_stays_what_it_was_through_hundreds_of_steps(quick_path
     for disk, chain in schedule.replica._catalog.chains.each():
         assert len(chain) <= merge_plan.MOST
         for layer in chain:
-            with LayerContent(schedule.rig.root / VM / disk, layer) as content:
-                assert content.sound_side()
-                assert list(content.misplaced(0, 1 << 30)) == []
+            path = schedule.rig.root / VM / disk / layer.file
+            assert is_sound(side_path(path), layer)
+            with LayerCheck(path, layer, side_path(path)) as check:
+                assert check.tables_problem() is None
+            with LayerContent(path.parent, layer) as content:
                 assert [entry for entry in content.entries() if not content.content(entry)] == []
     assert not list(schedule.rig.root.rglob("*.view.qcow2"))
 

@@ -19,6 +19,7 @@ from hyperv_host_agent.store.base import Finding, PointInfo, Replica
 from hyperv_host_agent.store.copies import COPY
 from hyperv_host_agent.store.formats.qcow2 import ChainReader
 from hyperv_host_agent.store.formats.side_file import Entry, SideFile, side_path
+from hyperv_host_agent.store.replica import ChainReplica
 from tests.contracts.replica_store import VM
 from tests.fakes.chain_rig import ChainRig
 from tests.fakes.replicated_machine import Cycle, Machine, send, stage
@@ -198,3 +199,109 @@ def test_one_flipped_byte_anywhere_is_found_named_mended_and_never_served(scene:
         trial.replica.close()
         shutil.rmtree(quick_path / str(number))
     assert harmless <= PLACES // CHUNKS // 10
+
+
+def damaged(rig: ChainRig, replica: ChainReplica, cluster: int, cycle: int) -> str:
+    """Damage the frame that a cycle brought of a cluster of disk-a: its layer's file."""
+    for layer in replica._catalog.chains.disks["disk-a"]:
+        path = rig.root / VM / "disk-a" / layer.file
+        for entry in entries(path):
+            if (entry.cluster, entry.cycle) == (cluster, cycle):
+                flip(path, Place(path, entry.offset + entry.length // 2, 4))
+                return layer.file
+    raise AssertionError
+
+
+@pytest.fixture
+def rig(quick_path: Path) -> ChainRig:
+    return ChainRig(quick_path / "store")
+
+
+def written(rig: ChainRig, count: int) -> tuple[Machine, ChainReplica, list[Cycle]]:
+    """Every cycle writes noise over cluster 1 of disk-a, and over another one."""
+    machine = Machine(VM, {"disk-a": bytearray(64 * CLUSTER)}, seed=9)
+    replica, cycles = rig.store.create(VM, term=1), []
+    for number in range(count):
+        machine.write("disk-a", CLUSTER, machine.random.randbytes(CLUSTER))
+        machine.write("disk-a", (2 + number) * CLUSTER, machine.random.randbytes(CLUSTER))
+        cycles.append(machine.cycle(Kind.DELTA))
+        send(replica, cycles[-1])
+    return machine, replica, cycles
+
+
+def test_an_older_point_is_mended_when_the_source_brings_the_same_content_again(rig: ChainRig):
+    machine, replica, cycles = written(rig, 3)
+    damaged(rig, replica, 1, 2)
+    replica.scrub(1 << 30, 0.0)
+    assert [point.damaged for point in replica.points()] == [0, 1, 0]
+    assert replica.wanted() == ()  # the newest point does not show it
+    machine.write("disk-a", 40 * CLUSTER, cycles[1].content["disk-a"][CLUSTER : 2 * CLUSTER])  # a copy of it
+    send(replica, machine.cycle())
+    assert list(replica.check(repair=True))
+    assert [point.damaged for point in replica.points()] == [0, 0, 0, 0]
+    assert rig.content(replica, 2, "disk-a") == cycles[1].content["disk-a"]
+
+
+def test_what_came_back_mends_the_points_before_it_without_waiting_for_another_round(rig: ChainRig):
+    machine, replica, cycles = written(rig, 3)
+    damaged(rig, replica, 3, 2)
+    assert replica.scrub(1 << 30, 0.0).damaged == 1
+    assert [point.damaged for point in replica.points()] == [0, 1, 1]
+    (wanted,) = replica.wanted()
+    machine.dirty["disk-a"].add(wanted.run.start)
+    send(replica, machine.cycle())
+    assert replica.scrubbed().retry
+    assert [point.damaged for point in replica.points()] == [0, 1, 1, 0]
+    state = replica.scrub(1, 1.0)
+    assert (state.damaged, state.repaired, state.completed) == (0, 1, 0.0)
+    for number in (1, 2, 3):
+        assert rig.content(replica, number, "disk-a") == cycles[number - 1].content["disk-a"]
+
+
+def test_a_round_goes_on_where_a_restart_ended_it(rig: ChainRig):
+    _, replica, _ = written(rig, 40)
+    damaged(rig, replica, 41, 40)
+    rounds, seen = 0, []
+    state = replica.scrubbed()
+    while state.completed is None and rounds < 100:
+        state = replica.scrub(200_000, 5.0)
+        seen.append(state.checked_bytes)
+        rounds += 1
+        replica.close()
+        replica = rig.store.open(VM)
+    assert rounds > 10
+    assert seen[:-1] == sorted(seen[:-1])
+    assert (state.completed, state.damaged) == (5.0, 1)
+    assert replica.scrubbed() == state
+
+
+def test_damage_stops_no_merge_and_is_known_wherever_it_goes(rig: ChainRig):
+    machine, replica, cycles = written(rig, 30)
+    file = damaged(rig, replica, 12, 11)
+    assert replica.scrub(1 << 30, 0.0).damaged == 1
+    replica.maintain(keep=[12, 20])
+    assert file not in [layer.file for layer in replica._catalog.chains.disks["disk-a"]]
+    assert [(point.cycle, point.damaged) for point in replica.points()] == [(12, 1), (20, 1), (30, 1)]
+    machine.dirty["disk-a"].add(12)
+    send(replica, machine.cycle())
+    replica.scrub(1, 1.0)
+    assert [(point.cycle, point.damaged) for point in replica.points()] == [(12, 0), (20, 0), (30, 0), (31, 0)]
+    for number in (12, 20, 30):
+        assert rig.content(replica, number, "disk-a") == cycles[number - 1].content["disk-a"]
+
+
+def test_a_layer_whose_disk_went_bad_altogether_is_written_anew_as_far_as_its_content_is_elsewhere(rig: ChainRig):
+    machine, replica, cycles = written(rig, 6)
+    for number in range(2, 8):  # all of it once more
+        machine.dirty["disk-a"].add(number)
+    send(replica, machine.cycle())
+    replica.maintain(keep=range(1, 8))
+    layer = rig.root / VM / "disk-a" / "000003.qcow2"
+    layer.write_bytes(bytes(layer.stat().st_size))
+    replica.close()
+    replica = rig.store.open(VM)
+    findings = [finding for step in replica.check(repair=True) for finding in step.findings]
+    assert {(finding.cluster, finding.repaired) for finding in findings} == {(None, True), (1, False), (4, True)}
+    assert [point.damaged for point in replica.points()] == [0, 0, 1, 0, 0, 0, 0]
+    for number in (1, 2, 4, 5, 6):
+        assert rig.content(replica, number, "disk-a") == cycles[number - 1].content["disk-a"]
