@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from hyperv_host_agent.replication.cycle import Committed, CycleHeader, DiskGeometry, Kind, TargetState, Wanted
+from hyperv_host_agent.replication.frames import NotGranted
 from hyperv_host_agent.replication.state import Flight, SenderState
+from twinsite.errors import TwinsiteError
 from twinsite.extents import Run, clusters
 
 MANY_WANTED: Final = 4096  # runs; as many as a target names at once, so there may be more
@@ -123,13 +125,23 @@ def added(state: SenderState, disks: tuple[DiskGeometry, ...]) -> frozenset[str]
     return frozenset(disk.id for disk in disks if disk.id not in known)
 
 
-def copyable(flight: Flight, index: Committed | None) -> bool:
-    """Whether a copy can go on: the index it relies on is still there.
+def refused(error: TwinsiteError | None) -> bool:
+    """Whether the grant did not cover the cycle. It is renewed for the disks that the VM has then."""
+    return error is not None and error.code == NotGranted.code
 
-    What happened to its disks since does not matter: it is read as it was announced, and the cycle that follows it
-    brings the present geometry.
+
+def lasts(flight: Flight, index: Committed | None, disks: tuple[DiskGeometry, ...] | None) -> bool:
+    """Whether a cycle on its way can go on: the index a copy relies on is still there, and it can be granted again.
+
+    What happens to a copy's disks does not matter otherwise: it is read as it was announced, and the cycle that follows
+    it brings the present geometry. `disks`, of a cycle that was refused, are the source's now: no grant will cover one
+    that is gone or was larger.
     """
-    return not flight.suppressed or index == Committed(flight.header.parent, flight.header.parent_id)
+    named = Committed(flight.header.parent, flight.header.parent_id)
+    if flight.checkpoint is not None and flight.suppressed and index != named:
+        return False
+    sizes = {disk.id: disk.size for disk in disks or ()}
+    return disks is None or all(sizes.get(disk.id, -1) >= disk.size for disk in flight.header.disks)
 
 
 def early(header: CycleHeader, target: TargetState, carried: tuple[Wanted, ...]) -> bool:

@@ -220,16 +220,16 @@ class Sender:
         if fate is resync.Fate.GIVEN_UP:
             return [*self._give_up(), *self._next()]
         copy = flight.checkpoint is not None
-        if copy and self._source is None:
+        refused = resync.refused(self._reason)
+        if (copy or refused) and self._source is None:
             return self._ask_source()
-        if copy and self._source and not resync.copyable(flight, self._source.index):
+        if self._source and not resync.lasts(flight, self._source.index, self._source.disks if refused else None):
             return [*self._give_up(), *self._next()]
         alone = copy and not flight.header.placeholder
         if (actions := self._turn.need(self._pace, assigned, self._now, copy=alone)) is not None:
             return actions
-        if flight.checkpoint is not None:
-            return self._begin(flight, flight.checkpoint)
-        return self._begin(flight, Checkpoint(min(resync.held(flight, target), len(self._spool or ()))))
+        held = Checkpoint(min(resync.held(flight, target), len(self._spool or ())))
+        return self._begin(flight, flight.checkpoint or held)
 
     def _ask_source(self) -> list[Action]:
         if self._source is not None:

@@ -9,7 +9,7 @@ from hyperv_host_agent.replication.cycle import (
     Unfinished,
     Wanted,
 )
-from hyperv_host_agent.replication.resync import Fate, Plan, added, adopt, copyable, fate, forced, plan
+from hyperv_host_agent.replication.resync import Fate, Plan, added, adopt, fate, forced, lasts, plan
 from hyperv_host_agent.replication.state import Checkpoint, Flight, SenderState
 from twinsite.extents import CLUSTER, Run
 
@@ -92,10 +92,11 @@ def test_an_added_disk_is_sent_whole():
 
 
 def test_a_copy_ends_with_the_index_it_relies_on_and_with_nothing_else():
-    assert copyable(flight(), None)
-    assert copyable(flight(suppressed=True), FOUR)
-    assert not copyable(flight(suppressed=True), None)
-    assert not copyable(flight(suppressed=True), FIVE)
+    assert lasts(flight(checkpoint=Checkpoint()), None, None)
+    copy = flight(suppressed=True, checkpoint=Checkpoint())
+    assert lasts(copy, FOUR, None)
+    assert not lasts(copy, None, None)
+    assert not lasts(copy, FIVE, None)
 
 
 def test_with_its_seed_on_the_way_changes_flow_unsuppressed():

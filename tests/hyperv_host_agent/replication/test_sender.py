@@ -2,6 +2,7 @@ import pytest
 
 from hyperv_host_agent.replication import sending as say
 from hyperv_host_agent.replication.cycle import Committed, DiskGeometry, Kind, Unfinished
+from hyperv_host_agent.replication.frames import NotGranted
 from hyperv_host_agent.replication.ownership import OlderTerm
 from hyperv_host_agent.replication.progress import Phase
 from hyperv_host_agent.replication.state import Checkpoint, Flight, Position, SenderState
@@ -383,3 +384,23 @@ def test_a_restored_state_folder_that_missed_a_copys_end_does_not_trust_its_inde
     actions = tell(sender, ASSIGNED, target(flight.named))
     state = one(actions, say.Persist).state
     assert (state.committed, state.trusted) == (flight.named, False)
+
+
+def test_a_refused_cycle_of_disks_the_vm_still_has_waits_for_the_grant():
+    sender = make()
+    sending(sender)
+    tell(sender, say.StreamLost(1, NotGranted("disk d1 has more")))
+    assert kinds(tell(sender, say.Woke(), now=100.0)) == ["AskTarget"]
+    assert kinds(tell(sender, target(), now=100.0)) == ["AskSource"]
+    assert "BeginStream" in kinds(tell(sender, source(), now=100.0))
+
+
+@pytest.mark.parametrize("disks", [(DiskGeometry("d1", 4 * CLUSTER),), (DiskGeometry("d2", 8 * CLUSTER),)])
+def test_a_refused_cycle_of_disks_that_no_grant_will_cover_leaves_its_changes_to_the_next_one(disks):
+    sender = make()
+    sending(sender)
+    tell(sender, say.StreamLost(1, NotGranted("it is not in it")), say.Woke(), now=100.0)
+    answer = tell(sender, target(), say.SourceKnown(FOUR, disks, FOUR), now=100.0)
+    assert {"DropSpool", "DropPending", "DiscardPoint", "AskSource"} <= set(kinds(answer))
+    answer = tell(sender, say.SourceKnown(FOUR, disks, FOUR), now=100.0)
+    assert kinds(answer) == ["OpenPoint"]
