@@ -399,7 +399,8 @@ def test_a_refused_cycle_of_disks_the_vm_still_has_waits_for_the_grant():
 def test_a_refused_cycle_of_disks_that_no_grant_will_cover_leaves_its_changes_to_the_next_one(disks):
     sender = make()
     sending(sender)
-    tell(sender, say.StreamLost(1, NotGranted("it is not in it")), say.Woke(), now=100.0)
+    tell(sender, say.StreamLost(1, NotGranted("it is not in it")))
+    tell(sender, say.Woke(), now=100.0)
     answer = tell(sender, target(), say.SourceKnown(FOUR, disks, FOUR), now=100.0)
     assert {"DropSpool", "DropPending", "DiscardPoint", "AskSource"} <= set(kinds(answer))
     answer = tell(sender, say.SourceKnown(FOUR, disks, FOUR), now=100.0)
