@@ -69,6 +69,7 @@ from hyperv_host_agent.replication.sending import (
     Woke,
 )
 from hyperv_host_agent.spool import Memory, Spool
+from hyperv_host_agent.store.base import StoreDamaged
 from hyperv_host_agent.turns import Turns
 from twinsite import files, retry
 from twinsite.api.types.v1 import types_pb2
@@ -382,11 +383,12 @@ class _Life:
         try:
             async with contextlib.aclosing(self._fingerprints(committed)) as chunks:
                 disks = await index_fetch.fetch(chunks, committed, self._reader)
-        except (Precondition, Failed, InvalidInput) as error:
-            _log.warning("index_not_fetched", vm_id=self._means.vm_id, reason=str(error), cause=error.text("cause"))
-            self.put(IndexFetched(sound=False))
         except TwinsiteError as error:
-            self.put(TargetFailed(error))
+            _log.warning("index_not_fetched", vm_id=self._means.vm_id, reason=str(error), cause=error.text("cause"))
+            if isinstance(error, Precondition | InvalidInput) or error.code == StoreDamaged.code:
+                self.put(IndexFetched(sound=False))
+            else:  # worth another try
+                self.put(TargetFailed(error))
         else:
             _log.info("index_fetched", vm_id=self._means.vm_id, cycle=committed.number)
             self.put(IndexFetched(sound=True, disks=disks))
