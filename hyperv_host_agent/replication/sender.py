@@ -111,6 +111,7 @@ class Sender:
         self._point: tuple[int, bytes] | None = None  # number and id of the point being opened
         self._stream: Stream | None = None
         self._streams = 0
+        self._reading = False  # a slice was ordered and did not come yet, of a stream that may be over
         self._pace = Pace()
         self._progress = Progress()
         self._note = ""
@@ -186,6 +187,8 @@ class Sender:
             case Applied(sound):
                 return self._take_applied(sound=sound)
             case SliceRead() | Durable() | CommitAcked() | StreamLost():
+                if isinstance(event, SliceRead):
+                    self._reading = False
                 stream = self._stream
                 # Anything of a stream that is over says nothing about the one that runs.
                 return self._take_in_stream(stream, event) if stream and event.stream == stream.number else []
@@ -203,6 +206,8 @@ class Sender:
         first = self._state.committed is None
         if until := self._pace.wait(assigned, self._now, flying=flight is not None, first=first):
             return [*self._turn.end(), Wake(until)]  # a cycle that was given up may have had it
+        if self._reading:
+            return []  # two slices would be one another's end: batch and fingerprints have the same numbers
         if self._target is None or (flight is None and self._now > self._answered + LOOK_SECONDS):
             self._waiting = _Waiting.TARGET
             return [AskTarget()]
@@ -352,6 +357,7 @@ class Sender:
     def _take_source_failure(self, event: SourceFailed) -> list[Action]:
         waiting = self._waiting
         if event.stream:
+            self._reading = False
             stream = self._stream
             if stream is None or event.stream != stream.number:
                 return []
@@ -392,7 +398,7 @@ class Sender:
         return actions
 
     def _pump_copy(self, stream: Stream, flight: Flight) -> list[Action]:
-        if stream.reading:
+        if self._reading:
             return []
         if stream.position.disk >= len(flight.header.disks):
             # Its end is sent once all of it is durable at both ends. From then on a copy is what it is: going on after
@@ -404,7 +410,7 @@ class Sender:
             )
         if stream.bytes >= self._window:
             return []
-        stream.reading = True
+        self._reading = True
         return [
             ReadSlice(
                 stream.number,
@@ -435,7 +441,6 @@ class Sender:
     def _take_in_stream(self, stream: Stream, event: SliceRead | Durable | CommitAcked | StreamLost) -> list[Action]:
         match event:
             case SliceRead(_, batch, position):
-                stream.reading = False
                 self._progress.slice_read(event)
                 stream.position = position
                 return self._send(stream, batch, position) if batch else self._pass_over(stream, position)

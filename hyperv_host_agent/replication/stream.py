@@ -25,7 +25,6 @@ class Stream:
     position: Position = field(default_factory=Position)  # of a copy: where the next slice starts
     in_flight: deque[tuple[Ready, Position]] = field(default_factory=deque)
     bytes: int = 0  # of in_flight
-    reading: bool = False  # of a copy: a slice is being read
     ended: bool = False
 
     def took(self, batch: Ready, position: Position) -> None:

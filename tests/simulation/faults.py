@@ -164,9 +164,18 @@ class EndsEarly(Sender):
     """Sends a copy's end while parts of it are not durable yet, and reads those again after a cut."""
 
     def _pump_copy(self, stream, flight: Flight):
-        if stream.reading or stream.position.disk < len(flight.header.disks):
+        if self._reading or stream.position.disk < len(flight.header.disks):
             return super()._pump_copy(stream, flight)
         return self._finish(stream, flight)
+
+
+class ReadsTwice(Sender):
+    """Orders a slice though one of an older stream is still being read."""
+
+    def _next(self):
+        if self._stream is None:
+            self._reading = False
+        return super()._next()
 
 
 class LeavesPoints(Sender):
@@ -355,6 +364,7 @@ PLANTED: dict[str, Plan] = {
     "fingerprints of a copy are not stored with its checkpoint": Plan(source=LosesPendingOfCopies),
     "a copy resumes beyond the source's own journal": Plan(source=_source(GoesBeyondItsJournal)),
     "a copy's end is sent before all of it is durable": Plan(source=_source(EndsEarly)),
+    "two slices are read at one time": Plan(source=_source(ReadsTwice)),
     "a point of an earlier life is left waiting": Plan(source=_source(LeavesPoints)),
     "the index is trusted whatever cycle the target has": Plan(source=_source(TrustsAnyIndex)),
     "a disk is skipped": Plan(source=SkipsADisk),

@@ -217,6 +217,17 @@ def test_a_copy_goes_on_after_a_restart_from_its_own_checkpoint_though_the_targe
     assert (read.sequence, read.digest, read.position) == (2, ready(1).digest, Position(0, 2))
 
 
+def test_a_copy_does_not_go_on_while_a_slice_of_the_stream_that_was_cut_is_still_being_read():
+    sender = make(SenderState())
+    copying(sender)
+    tell(sender, say.StreamLost(1, Gone()))
+    assert tell(sender, say.Woke(), now=5.0) == []
+    assert kinds(tell(sender, say.SliceRead(1, ready(3), Position(0, 6)), now=6.0)) == ["AskTarget"]
+    id_ = sender.state.flight.header.id
+    actions = tell(sender, target(None, Unfinished(1, id_, 1, bytes(16))), source(None), now=6.0)
+    assert one(actions, say.ReadSlice).sequence == 2
+
+
 def test_a_copy_whose_end_was_sent_reads_nothing_again():
     before = make(SenderState())
     copying(before)
@@ -253,6 +264,7 @@ def test_what_a_copy_compared_and_found_equal_is_not_compared_again_after_a_cut(
     assert kinds(actions) == ["Persist", "ReadSlice"]
     assert one(actions, say.Persist).state.flight.checkpoint == Checkpoint(position=Position(0, 20_000))
     tell(sender, say.SliceRead(1, None, Position(0, 20_500)), say.StreamLost(1, Gone()))
+    tell(sender, say.SliceRead(1, None, Position(0, 20_600)))  # read for nobody
     actions = tell(sender, say.Woke(), target(), say.SourceKnown(FOUR, disks, FOUR), now=60.0)
     assert one(actions, say.ReadSlice).position == Position(0, 20_500)
     tell(sender, say.SliceRead(2, ready(1), Position(0, 20_600)))
@@ -315,6 +327,7 @@ def test_paused_a_copy_stops_and_goes_on_later():
     sender = make(SenderState())
     copying(sender)
     assert kinds(tell(sender, say.Assigned(term=1, frequency=30.0, paused=True))) == ["CloseStream"]
+    assert tell(sender, say.SliceRead(1, None, Position(0, 6))) == []
     assert kinds(tell(sender, ASSIGNED)) == ["AskTarget"]
 
 
