@@ -145,7 +145,7 @@ class SeedWriter:
 
     def put(self, unit: Unit, packed: Packed) -> None:
         """The next clusters of a disk: data as packed, the rest of the unit zero."""
-        payload, at = memoryview(b"".join(packed.parts)), 0
+        pieces = iter(packed.parts)
         if self._record is None:
             self._record = Gathered(unit.disk, unit.run.start)
         for index, (cluster, length) in enumerate(zip(packed.clusters, packed.lengths, strict=True)):
@@ -153,10 +153,8 @@ class SeedWriter:
                 self._flush(cluster)
                 self._record = Gathered(unit.disk, cluster)
             start = index * FINGERPRINT_BYTES
-            self._record.add(
-                cluster, payload[at : at + length], bytes(packed.fingerprints[start : start + FINGERPRINT_BYTES])
-            )
-            at += length
+            fingerprint = bytes(packed.fingerprints[start : start + FINGERPRINT_BYTES])
+            self._record.add(cluster, length, _frame(pieces, length), fingerprint)
         if unit.run.end >= clusters(self.progress.disks[unit.disk].size):
             self._flush(unit.run.end)
             self._record = None
@@ -196,6 +194,14 @@ class SeedWriter:
 
     def _save(self) -> None:
         files.replace(self._file, self.progress.encode())
+
+
+def _frame(pieces: Iterator[bytes | memoryview], length: int) -> Iterator[bytes | memoryview]:
+    """The pieces of the next frame."""
+    while length > 0:
+        piece = next(pieces)
+        length -= len(piece)
+        yield piece
 
 
 def begin(file: Path, seed: bytes, disks: tuple[DiskGeometry, ...], now: float) -> Progress:

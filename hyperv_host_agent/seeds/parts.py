@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -45,6 +45,7 @@ _HEADER: Final = struct.Struct(f"<8s{ID_BYTES}sI{KEY_BYTES}s")  # magic, seed, p
 _COVERED: Final = struct.Struct("<IQQI")  # disk, first cluster, past the last one, length of the message
 _BOUND: Final = struct.Struct(f"<{ID_BYTES}sII")  # seed, part, record
 _DESCRIPTOR: Final = 32  # bytes that describe one cluster, at most
+_ZEROS: Final = memoryview(bytes(RECORD_BYTES))
 _ROOM: Final = RECORD_BYTES - TAG_BYTES - _COVERED.size - 128
 
 
@@ -144,6 +145,7 @@ class PartWriter:
         self._header = Header(seed, number, os.urandom(KEY_BYTES))
         self._aead = _aead(key, self._header)
         self._hasher = blake3()
+        self._sealed = bytearray(RECORD_BYTES)
         # What somebody laid there under that name is not followed.
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._fd = os.open(self._temporary, flags, 0o600)
@@ -157,8 +159,8 @@ class PartWriter:
     def add(self, record: "Gathered") -> None:
         """The next record."""
         number = self.records + 1
-        plain = record.encode(number)
-        self._append(self._aead.encrypt(_nonce(number), plain, _bound(self._header, number)))
+        self._aead.encrypt_into(_nonce(number), record.encode(number), _bound(self._header, number), self._sealed)
+        self._append(self._sealed)
         self.records = number
 
     def finish(self) -> bytes:
@@ -177,7 +179,7 @@ class PartWriter:
             self._fd = -1
             self._temporary.unlink(missing_ok=True)
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data: bytes | bytearray) -> None:
         self._hasher.update(data)
         self.size += len(data)
         view = memoryview(data)
@@ -194,7 +196,7 @@ class Gathered:
         self._clusters: list[int] = []
         self._lengths: list[int] = []
         self._fingerprints = bytearray()
-        self._frames: list[bytes | memoryview] = []
+        self._pieces: list[bytes | memoryview] = []
         self._bytes = 0
 
     def takes(self, length: int) -> bool:
@@ -202,13 +204,13 @@ class Gathered:
         count = len(self._clusters) + 1
         return count <= MOST_CLUSTERS and self._bytes + length + count * _DESCRIPTOR <= _ROOM
 
-    def add(self, cluster: int, frame: bytes | memoryview, fingerprint: bytes | memoryview) -> None:
-        """Clusters between the one before and this one are zero."""
+    def add(self, cluster: int, length: int, frame: Iterable[bytes | memoryview], fingerprint: bytes) -> None:
+        """A frame of so many bytes, in pieces. Clusters between the one before and this one are zero."""
         self._clusters.append(cluster)
-        self._lengths.append(len(frame))
+        self._lengths.append(length)
         self._fingerprints += fingerprint
-        self._frames.append(frame)
-        self._bytes += len(frame)
+        self._pieces += frame
+        self._bytes += length
         self.end = cluster + 1
 
     def encode(self, number: int) -> bytes:
@@ -221,9 +223,11 @@ class Gathered:
             prints=bytes(self._fingerprints),
             zeros=(),
         )
-        message = wire.encode(header, self._frames)
-        covered = _COVERED.pack(self.disk, self.start, self.end, len(message))
-        return (covered + message).ljust(RECORD_BYTES - TAG_BYTES, b"\0")
+        head = wire.encode(header)
+        length = len(head) + self._bytes
+        covered = _COVERED.pack(self.disk, self.start, self.end, length)
+        padding = _ZEROS[: RECORD_BYTES - TAG_BYTES - len(covered) - length]
+        return b"".join((covered, head, *self._pieces, padding))  # the one copy of the content
 
 
 class PartReader:
@@ -248,23 +252,24 @@ class PartReader:
             os.close(self._fd)
             raise
         self._bound_to = header
+        self._sealed, self._plain = bytearray(RECORD_BYTES), bytearray(RECORD_BYTES - TAG_BYTES)
         self._aead = _aead(key, header)
 
     def read(self, number: int, sizes: Sequence[int]) -> Record:
         """Record 1, 2 …; `sizes` of the disks in clusters. Raises RecordDamaged."""
         at = HEADER_BYTES + (number - 1) * RECORD_BYTES
         try:
-            sealed = os.pread(self._fd, RECORD_BYTES, at)
+            found = os.preadv(self._fd, [self._sealed], at)
         except OSError as error:
             raise RecordDamaged(self.number, number, error.strerror or "it cannot be read") from error
-        if len(sealed) < RECORD_BYTES:
+        if found < RECORD_BYTES:
             raise RecordDamaged(self.number, number, "it is cut off")
         try:
-            plain = self._aead.decrypt(_nonce(number), sealed, _bound(self._bound_to, number))
+            self._aead.decrypt_into(_nonce(number), self._sealed, _bound(self._bound_to, number), self._plain)
         except InvalidTag:
             raise RecordDamaged(self.number, number, "it does not open with the seed's key") from None
         try:
-            return _record(plain, sizes)
+            return _record(memoryview(self._plain), sizes)
         except (ValueError, struct.error, wire.BadMessage, zstd_frame.BadFrame) as error:
             raise RecordDamaged(self.number, number, str(error)) from error
 
@@ -301,10 +306,10 @@ def digest(path: Path) -> tuple[int, bytes]:
     return size, hasher.digest(length=DIGEST_BYTES)
 
 
-def _record(plain: bytes, sizes: Sequence[int]) -> Record:
+def _record(plain: memoryview, sizes: Sequence[int]) -> Record:
     """Raises ValueError, struct.error, BadMessage, BadFrame."""
     disk, start, end, length = _COVERED.unpack_from(plain)
-    message = wire.decode(plain[_COVERED.size : _COVERED.size + length])
+    message = wire.decode(bytes(plain[_COVERED.size : _COVERED.size + length]))
     if message.header.WhichOneof("frame") != "batch":
         raise ValueError("it holds no clusters")
     batch = wire.batch_of(message)
