@@ -210,7 +210,7 @@ class ScrubState:
     total_bytes: int = 0
     damaged: int = 0  # clusters and files, found and not repaired
     repaired: int = 0  # since the replica was made
-    retry: bool = False  # a cycle came that may bring back what is damaged: the next `scrub` tries
+    retry: bool = False  # there is reason to `scrub` now: damage was met, or a cycle may have brought content back
 
 
 class Budget:

@@ -142,7 +142,7 @@ class Catalog:
                 return
             path = manifests.point_path(self.directory, self._limbo.cycle)
             # A name that changes anew, so that this sync has something to say.
-            files.write_file(path, b"taken back")
+            files.write_file(path, manifests.TAKEN_BACK)
             path.unlink()
             files.sync_directory(path.parent)
             self._limbo = None

@@ -24,6 +24,7 @@ class Inspection:
         self._steps: Iterator[Checked] = iter(())
         self._saved = 0
         self._retry = False
+        self._suspected = False
         damages = list(found)
         if damages:
             files = {one.file for one in damages}
@@ -44,7 +45,9 @@ class Inspection:
     def scrub(self, count: int, now: float) -> ScrubState:
         """Go on with the round, after what a new cycle may have made possible."""
         record = self._record
-        if self._retry:
+        if self._suspected:
+            self._suspected, self._check, record.position, record.checked = False, None, None, 0
+        elif self._retry:
             self._retry = False
             if Mender(self._ground, repair=True).again():
                 self._save()
@@ -69,13 +72,17 @@ class Inspection:
 
     def state(self) -> ScrubState:
         with self._ground.lock:
-            return self._record.state(round_bytes(self._ground), retry=self._retry)
+            return self._record.state(round_bytes(self._ground), retry=self._retry or self._suspected)
 
     def committed(self, cycle: int, brought: Mapping[str, list[Run]]) -> None:
         """What the newest point showed of these clusters is no longer its concern. Under the lock."""
         if self._record.brought(cycle, brought):
             self._record.save()
             self._retry = True
+
+    def suspect(self) -> None:
+        """Somebody came upon damage: the next `scrub` begins a round."""
+        self._suspected = True
 
     @property
     def knows_damage(self) -> bool:

@@ -188,6 +188,7 @@ class ChainReplica:
             try:
                 return self._attachments.attach(cycle, owner)
             except LayerDamaged as error:
+                self._inspection.suspect()
                 raise StoreDamaged(self._vm_id, str(error)) from error
 
     def detach(self, owner: str) -> None:
@@ -208,6 +209,9 @@ class ChainReplica:
             self._catalog.copy()
             try:
                 self._merges.run(report, budget or Budget())
+            except StoreDamaged:
+                self._inspection.suspect()
+                raise
             finally:
                 self._collect()
         return report
@@ -258,6 +262,7 @@ class ChainReplica:
             return
         with closing(content):
             for side in content.damaged_sides():
+                self._inspection.suspect()
                 raise StoreDamaged(self._vm_id, f"{side.path.name} does not match the digest in {CHAINS}")
             yield from content.fingerprints(start, count)
 

@@ -15,14 +15,14 @@ from typing import Final
 import pytest
 
 from hyperv_host_agent.replication.cycle import Kind
-from hyperv_host_agent.store.base import Finding, PointInfo, Replica
+from hyperv_host_agent.store.base import Finding, PointInfo, Replica, StoreDamaged
 from hyperv_host_agent.store.copies import COPY
 from hyperv_host_agent.store.formats.qcow2 import ChainReader
 from hyperv_host_agent.store.formats.side_file import Entry, SideFile, side_path
 from hyperv_host_agent.store.replica import ChainReplica
 from tests.contracts.replica_store import VM
 from tests.fakes.chain_rig import ChainRig
-from tests.fakes.replicated_machine import Cycle, Machine, send, stage
+from tests.fakes.replicated_machine import Cycle, Machine, fingerprints, send, stage
 from twinsite.extents import CLUSTER
 
 PLACES: Final = 1040
@@ -305,3 +305,19 @@ def test_a_layer_whose_disk_went_bad_altogether_is_written_anew_as_far_as_its_co
     assert [point.damaged for point in replica.points()] == [0, 0, 1, 0, 0, 0, 0]
     for number in (1, 2, 4, 5, 6):
         assert rig.content(replica, number, "disk-a") == cycles[number - 1].content["disk-a"]
+
+
+def test_damage_that_stops_a_merge_or_the_fingerprints_is_looked_for_at_once(rig: ChainRig):
+    _, replica, cycles = written(rig, 30)
+    assert replica.scrub(1 << 30, 0.0).completed == 0.0
+    assert not replica.scrubbed().retry
+    side = rig.root / VM / "disk-a" / "000007.fp"
+    for use in (lambda: replica.maintain(keep=[12]), lambda: list(replica.fingerprints("disk-a", 0, 64))):
+        flip(side, Place(side, 20, 1))
+        with pytest.raises(StoreDamaged):
+            use()
+        assert replica.scrubbed().retry
+        state = replica.scrub(1 << 30, 1.0)
+        assert (state.retry, state.damaged) == (False, 0)
+    assert replica.maintain(keep=[12]).merged
+    assert dict(replica.fingerprints("disk-a", 0, 64)) == fingerprints(cycles[29].content["disk-a"])
