@@ -48,6 +48,7 @@ class Targets:
         self._assigned: ByVm = {}
         self._statuses: dict[str, types_pb2.ReplicationStatus] = {}
         self._new: set[str] = set()  # replicas with something to keep house of
+        self._without_room: set[str] = set()  # replicas that were logged as having none to merge in
         self._some = asyncio.Event()
         self.receptions = Receptions(replicas, clock, on_commit=self._committed, on_failure=self._failed)
 
@@ -159,6 +160,7 @@ class Targets:
     def forget(self, vm_id: str) -> None:
         self._statuses.pop(vm_id, None)
         self._new.discard(vm_id)
+        self._without_room.discard(vm_id)
         self._outbox.forget(vm_id)
 
     def _committed(self, vm_id: str, point: PointInfo) -> None:
@@ -190,8 +192,9 @@ class Targets:
             held = await self._replicas.get(vm_id)
             points = await held.run(held.replica.points)
             report = await held.beside(held.replica.maintain, keep=self._keep(vm_id, points), budget=budget)
-            if report.no_room is not None:
+            if report.no_room is not None and vm_id not in self._without_room:
                 _log.warning("maintenance_without_room", vm_id=vm_id, reason=str(report.no_room))
+            (self._without_room.add if report.no_room else self._without_room.discard)(vm_id)
             if not report.finished:
                 self._wants(vm_id)
         except NotFound:

@@ -142,7 +142,9 @@ class Catalog:
                 return
             path = manifests.point_path(self.directory, self._limbo.cycle)
             # A name that changes anew, so that this sync has something to say.
-            files.write_file(path, manifests.TAKEN_BACK)
+            temporary = path.with_name(path.name + ".tmp")
+            files.write_file(temporary, self._limbo.encode())
+            temporary.rename(path)
             path.unlink()
             files.sync_directory(path.parent)
             self._limbo = None

@@ -61,9 +61,10 @@ class DiskContent:
             cut = smallest // CLUSTER if smallest % CLUSTER and size > smallest else -1
             smallest = min(smallest, size)
             end = min(end, clusters(smallest))
-            for cluster, entry in side.at(at, start, end).items():
-                if cluster not in found:
-                    found[cluster] = self._of_cut(cluster) if cluster == cut else entry.fingerprint
+            told = side.fingerprints(at, start, end)
+            if cut in told and cut not in found:
+                told[cut] = self._of_cut(cut)
+            found = told | found
             at = NEWEST
         return found
 

@@ -89,7 +89,7 @@ class Maintenance:
     def _merge(self, group: Group, budget: Budget) -> bool:
         """Go on with it until it is done or the budget is. False: not done, or not possible any more."""
         if not self._work:
-            self._room(self._stored_bytes(group))
+            self._room(self._stored_bytes(group) - self._known_dead(group))
             self._work = self._start(group)
         work = self._work
         with files.writing(self._catalog.vm_id, self._catalog.directory, self._space):
@@ -152,6 +152,11 @@ class Maintenance:
             dead = merging.Merge(self._catalog.directory / disk_id, stack, 1, sizes).dead_bytes()
             self._scanned[disk_id, pack.digest] = (gone, dead)
         return dead
+
+    def _known_dead(self, group: Group) -> int:
+        """What of it a merge leaves out, as far as was looked."""
+        layers = self._catalog.chains.disks.get(group[0], ())
+        return sum(self._scanned.get((group[0], x.digest), (0, 0))[1] for x in layers if x.file in group[1])
 
     def _possible(self, group: Group) -> bool:
         disk_id, names = group

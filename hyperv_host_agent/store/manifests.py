@@ -18,7 +18,6 @@ from hyperv_host_agent.store.base import BadName, PointInfo
 POINTS: Final = "points"
 FORMAT: Final = 2
 ASIDE: Final = ".damaged"  # a manifest that cannot be read, until a check has told of it
-TAKEN_BACK: Final = b"taken back"  # in place of one whose commit did not count, just before it goes
 _LAYER_NAME = re.compile(r"[0-9]{6,12}\.qcow2")
 _POINT_NAME = re.compile(r"[0-9]{6,12}\.json")
 
@@ -221,9 +220,6 @@ def load(directory: Path, vm_id: str) -> tuple[dict[int, Manifest], dict[int, st
             continue
         path = points / name
         manifest, problem = _read(path, vm_id)
-        if problem and _is_taken_back(path):
-            copies.remove(path)
-            continue
         if problem:
             manifest, _ = _read(copies.copy_path(path), vm_id, path)
             if manifest:
@@ -236,13 +232,6 @@ def load(directory: Path, vm_id: str) -> tuple[dict[int, Manifest], dict[int, st
                 path.rename(path.with_name(name + ASIDE))
             files.remove_file(copies.copy_path(path))
     return dict(sorted(found.items())), lost
-
-
-def _is_taken_back(path: Path) -> bool:
-    try:
-        return path.read_bytes() == TAKEN_BACK
-    except OSError:
-        return False
 
 
 def _read(path: Path, vm_id: str, main: Path | None = None) -> tuple[Manifest | None, str]:

@@ -14,6 +14,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -159,14 +160,8 @@ class SideFile:
 
     def entries(self, start: int = 0, end: int = NEWEST) -> Iterator[Entry]:
         """Every frame of the clusters `start` up to `end`, ascending by cluster, then cycle."""
-        first = self._before(start, 0, _RECORD.size, self._count) * _RECORD.size
-        last = self._before(end, 0, _RECORD.size, self._count) * _RECORD.size
-        step = _BUFFER // _RECORD.size * _RECORD.size
-        for at in range(first, last, step):
-            for cluster, cycle, offset, length, fingerprint in _RECORD.iter_unpack(
-                self._map[at : min(at + step, last)]
-            ):
-                yield Entry(cluster, cycle, offset, length & ~_MAPPED, fingerprint, length >= _MAPPED)
+        for cluster, cycle, offset, length, fingerprint in self._records(start, end):
+            yield Entry(cluster, cycle, offset, length & ~_MAPPED, fingerprint, length >= _MAPPED)
 
     def zeros(self, start: int = 0, end: int = NEWEST) -> Iterator[ZeroRun]:
         """The zero runs, cut to clusters `start` up to `end`, ascending by start; those of several cycles overlap."""
@@ -193,8 +188,31 @@ class SideFile:
                         found[cluster] = Entry(cluster, run.cycle, 0, 0, ZERO_FINGERPRINT)
         return found
 
+    def fingerprints(self, cycle: int, start: int, end: int) -> dict[int, bytes]:
+        """As `at`, the fingerprints alone; ZERO_FINGERPRINT for what is zero."""
+        found: dict[int, bytes] = {}
+        dates: dict[int, int] = {}
+        runs = [run for run in self.zeros(start, end) if run.cycle <= cycle]
+        for cluster, of, _, _, fingerprint in self._records(start, end):
+            if of <= cycle:
+                found[cluster] = fingerprint
+                if runs:
+                    dates[cluster] = of
+        for run in runs:
+            for cluster in range(run.start, run.end):
+                if dates.get(cluster, -1) < run.cycle:
+                    found[cluster], dates[cluster] = ZERO_FINGERPRINT, run.cycle
+        return found
+
     def close(self) -> None:
         self._map.close()
+
+    def _records(self, start: int, end: int) -> Iterator[tuple[int, int, int, int, bytes]]:
+        first = self._before(start, 0, _RECORD.size, self._count) * _RECORD.size
+        last = self._before(end, 0, _RECORD.size, self._count) * _RECORD.size
+        step = _BUFFER // _RECORD.size * _RECORD.size
+        pieces = (self._map[at : min(at + step, last)] for at in range(first, last, step))
+        return chain.from_iterable(map(_RECORD.iter_unpack, pieces))
 
     def _before(self, cluster: int, base: int, size: int, count: int) -> int:
         """How many of the `count` items of `size` bytes from `base` begin with less than the cluster."""

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from hyperv_host_agent.replication.cycle import Kind
+from hyperv_host_agent.replication.cycle import Batch, CycleHeader, DiskGeometry, Kind
 from hyperv_host_agent.store import merge_plan
 from hyperv_host_agent.store.base import Budget, NoSpace
+from hyperv_host_agent.store.formats.qcow2 import ChainReader
 from hyperv_host_agent.store.formats.side_file import side_path
 from hyperv_host_agent.store.layer_check import LayerCheck
 from hyperv_host_agent.store.layer_content import LayerContent
@@ -20,7 +21,8 @@ from hyperv_host_agent.store.repair import is_sound
 from hyperv_host_agent.store.replica import ChainReplica
 from tests.contracts.replica_store import VM, new_machine
 from tests.fakes.chain_rig import ChainRig
-from tests.fakes.replicated_machine import Cycle, Machine, fingerprints, send
+from tests.fakes.replicated_machine import Cycle, Machine, fingerprints, frame_of, send
+from twinsite.digest import fingerprint
 from twinsite.extents import CLUSTER
 
 
@@ -281,19 +283,61 @@ def test_space_comes_back_when_points_go(packed: Schedule):
     assert stored() < full / 6
 
 
+BIG = 3 * 8192 * CLUSTER  # a disk whose merges have three steps
+
+
+def write_sparsely(replica: ChainReplica, content: dict[int, bytes]) -> None:
+    """A cycle that writes these clusters of a disk of BIG bytes."""
+    state = replica.state().committed
+    number = state.number + 1 if state else 1
+    header = CycleHeader(
+        vm_id=VM,
+        id=number.to_bytes(16),
+        number=number,
+        parent=number - 1,
+        parent_id=state.id if state else b"",
+        term=1,
+        kind=Kind.DELTA,
+        instant=float(number),
+        consistency="crash",
+        disks=(DiskGeometry("big", BIG),),
+    )
+    frames = {cluster: frame_of(data) for cluster, data in sorted(content.items())}
+    batch = Batch(
+        sequence=1,
+        disk=0,
+        clusters=list(frames),
+        lengths=list(map(len, frames.values())),
+        fingerprints=b"".join(fingerprint(content[cluster]) for cluster in frames),
+        zero_runs=(),
+        payload=b"".join(frames.values()),
+    )
+    send(replica, Cycle(header, [(batch, bytes(16))], {}))
+
+
+def filled_sparsely(rig: ChainRig, count: int = 20) -> tuple[ChainReplica, list[dict[int, bytes]]]:
+    """A replica of a big disk, and what it holds after each cycle."""
+    replica, dice = rig.store.create(VM, term=1), random.Random(3)
+    states: list[dict[int, bytes]] = [{}]
+    for number in range(count):
+        content = {window * 8192 + number % 5: dice.randbytes(CLUSTER) for window in range(3)}
+        write_sparsely(replica, content)
+        states.append(states[-1] | content)
+    return replica, states
+
+
+def assert_holds(replica: ChainReplica, cycle: int, state: dict[int, bytes]) -> None:
+    expected = {cluster: fingerprint(data) for cluster, data in state.items()}
+    assert dict(replica.fingerprints("big", 0, 1 << 30, cycle=cycle)) == expected
+    with ChainReader(replica.attach(cycle, "look")[0].layers) as reader:
+        assert {cluster: reader.read_cluster(cluster) for cluster in state} == state
+        assert reader.mapped(0, BIG // CLUSTER) == sorted(state)
+    replica.detach("look")
+    assert list(replica.verify(cycle=cycle)) == []
+
+
 def test_maintenance_goes_on_where_its_budget_ended_it(quick_path: Path):
-    rig = ChainRig(quick_path / "store")
-    machine = Machine(VM, {"disk": bytearray(3 * 8192 * CLUSTER)})  # three windows of a merge
-    machine.dirty["disk"] = set()
-    replica = rig.store.create(VM, term=1)
-    cycles = {}
-    for number in range(1, 21):
-        for window in range(3):
-            machine.write("disk", (window * 8192 + number % 5) * CLUSTER, machine.random.randbytes(CLUSTER))
-        cycle = machine.cycle(Kind.DELTA)
-        cycle.content["disk"] = b""
-        send(replica, cycle)
-        cycles[number] = fingerprint_of(machine)
+    replica, states = filled_sparsely(ChainRig(quick_path / "store"))
     report = replica.maintain(keep=[], budget=Budget(1))
     rounds = 1
     assert not report.finished
@@ -306,18 +350,58 @@ def test_maintenance_goes_on_where_its_budget_ended_it(quick_path: Path):
         rounds += 1
     assert rounds >= 3
     assert report.merged == [tuple(range(1, 21))]
-    assert dict(replica.fingerprints("disk", 0, 1 << 30)) == cycles[20]
+    assert_holds(replica, 20, states[20])
+
+
+def test_a_point_attached_while_its_layers_are_merged_ends_that_merge(quick_path: Path):
+    replica, states = filled_sparsely(rig := ChainRig(quick_path / "store"))
+    assert not replica.maintain(keep=range(21), budget=Budget(1)).finished
+    assert list(rig.root.rglob("*.merged"))
+    attached = replica.attach(5, "test")
+    layers = {path: path.read_bytes() for path in attached[0].layers}
+    while not replica.maintain(keep=range(21), budget=Budget(1)).finished:
+        pass
+    assert {path: path.read_bytes() for path in layers} == layers
+    assert not list(rig.root.rglob("*.merged"))
+    for cycle, state in enumerate(states[1:], 1):
+        assert_holds(replica, cycle, state)
+
+
+def test_a_repair_is_not_undone_by_a_merge_that_had_begun(quick_path: Path):
+    replica, _ = filled_sparsely(rig := ChainRig(quick_path / "store"))
+    layer = replica._catalog.chains.disks["big"][-1]
+    path = rig.root / VM / "big" / layer.file
+    with LayerContent(path.parent, layer) as content:
+        entry = next(content.entries())
+        frame = content.frame(entry)
+    rig.damage("big", entry.cluster)
+    assert list(replica.verify()) != []
+    assert not replica.maintain(keep=[], budget=Budget(1)).finished
+    assert list(path.parent.glob("*.merged"))
+    assert replica._rewrite("big", layer, {(entry.cluster, entry.cycle): frame})
+    assert replica.maintain(keep=[]).merged
     assert list(replica.verify()) == []
 
 
-def fingerprint_of(machine: Machine) -> dict[int, bytes]:
-    content = machine.disks["disk"]
-    found = {}
-    for window in range(3):
-        start = window * 8192
-        part = fingerprints(bytes(content[start * CLUSTER : (start + 5) * CLUSTER]))
-        found.update({start + cluster: value for cluster, value in part.items()})
-    return found
+def test_what_fits_is_merged_while_the_rest_waits_for_room(quick_path: Path):
+    rig, machine = ChainRig(quick_path / "store"), new_machine(5)
+    replica = rig.store.create(VM, term=1)
+    for number in range(20):
+        machine.write("disk-a", 0, machine.random.randbytes(10 * CLUSTER))
+        machine.write("disk-b", number % 6 * CLUSTER, b"%d" % number)
+        cycle = machine.cycle(Kind.DELTA)
+        send(replica, cycle)
+    rig.set_free(3 * 10 * CLUSTER)
+    report = replica.maintain(keep=range(21))
+    assert report.no_room is not None
+    assert not report.finished
+    assert len(rig.layers("disk-a")) == 20
+    assert len(rig.layers("disk-b")) <= 16
+    assert not list(rig.root.rglob("*.merged"))
+    rig.set_free(1 << 30)
+    assert replica.maintain(keep=range(21)).finished
+    assert len(rig.layers("disk-a")) <= 16
+    assert rig.content(replica, 20, "disk-a") == cycle.content["disk-a"]
 
 
 def test_a_layer_written_anew_takes_the_place_of_a_damaged_one(packed: Schedule):
