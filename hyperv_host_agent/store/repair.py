@@ -5,7 +5,6 @@ way a merged layer does.
 """
 
 import os
-import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -134,10 +133,16 @@ def rewrite(layer: Path, ref: LayerRef, frames: Mapping[tuple[int, int], bytes],
 
 def _duplicate(source: Path, target: Path) -> None:
     """Copy a file durably."""
-    with source.open("rb") as old, target.open("wb") as new:
-        shutil.copyfileobj(old, new, _PIECE)
-        new.flush()
-        files.sync(new.fileno())
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with source.open("rb") as old:
+            at = 0
+            while piece := old.read(_PIECE):
+                files.write_all(fd, piece, at)
+                at += len(piece)
+        files.sync(fd)
+    finally:
+        os.close(fd)
 
 
 def _record(entry: Entry) -> bytes:

@@ -1,7 +1,7 @@
 """A receiver that loses its power, its disk or its space: run as a program, with the fault injected from outside.
 
-`store_workload.py receive|maintain|pack ROOT [stay]`. It says on stdout what it has been told is durable. With `stay`
-it goes on after an error without opening the replica anew.
+`store_workload.py receive|maintain|pack|mend ROOT [stay]`. It says on stdout what it has been told is durable. With
+`stay` it goes on after an error without opening the replica anew.
 """
 
 import sys
@@ -97,8 +97,14 @@ def pack(replica: ChainReplica, _cycle: Cycle) -> None:
     tell("maintained", report.removed, report.merged, report.finished)
 
 
+def mend(replica: ChainReplica, _cycle: Cycle) -> None:
+    for step in patiently(lambda: replica.check(repair=True)):
+        for finding in step.findings:
+            tell("mended" if finding.repaired else "found", finding.file)
+
+
 def main() -> None:
-    work = {"receive": receive, "maintain": maintain, "pack": pack}[sys.argv[1]]
+    work = {"receive": receive, "maintain": maintain, "pack": pack, "mend": mend}[sys.argv[1]]
     root, stay = Path(sys.argv[2]), "stay" in sys.argv
     cycle = history()[BEFORE]
     replica = opened(root)
