@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _SERVICE: Final = pb.DESCRIPTOR.services_by_name["Replication"].full_name
 ASK_SECONDS: Final = 10.0
-STALL_SECONDS: Final = 60.0  # a message the network does not take for so long
-SILENCE_SECONDS: Final = 300.0  # a target that has something and neither acks nor refuses it; a commit may take a while
+STALL_SECONDS: Final = 300.0  # a message the network does not take for so long; one takes 100 s at 32 kB/s
+SILENCE_SECONDS: Final = 600.0  # a target that has something and neither acks nor refuses it; a commit may take a while
 _LOOK_SECONDS: Final = 10.0
 
 
