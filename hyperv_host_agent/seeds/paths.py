@@ -25,6 +25,8 @@ _NETWORK: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "lustre", "afs", "fuse.sshfs", "fuse.glusterfs"}
 )
 _SERVER: Final = re.compile(r"(?://|(?:[^@/]*@)?)(\[[0-9A-Fa-f:.%]+\]|[^:/\[\]]+)")
+_LOOP: Final = re.compile(r"/dev/(loop[0-9]+)")
+_BLOCK: Final = Path("/sys/block")
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 
@@ -103,6 +105,10 @@ class Surroundings(Protocol):
         """In the order they were made."""
         ...
 
+    def beneath(self, source: str) -> Path | None:
+        """The file that a mount's source is made of, when that is a loop device."""
+        ...
+
     def addresses(self, name: str) -> frozenset[str]:
         """Of a host name or an address; empty when it is not known."""
         ...
@@ -124,6 +130,13 @@ class Linux:
 
     def mounts(self) -> Sequence[Mount]:
         return parse_mounts(_MOUNTS.read_text(errors="surrogateescape"))
+
+    def beneath(self, source: str) -> Path | None:
+        match = _LOOP.match(source)
+        try:
+            return Path((_BLOCK / match[1] / "loop" / "backing_file").read_text().strip()) if match else None
+        except OSError:
+            return None
 
     def addresses(self, name: str) -> frozenset[str]:
         try:
@@ -199,13 +212,19 @@ class PathRules:
         if missing:
             raise SeedPathMissing(path, host)
         path = path.resolve()
-        device = self._around.device(path)
-        for own in self._own:
-            if own.exists() and self._around.device(own) == device:
-                raise SeedPathOnHypervisor(path, f"it shares the file system of {own} on host {host}")
+        self._check_device(path, path, host)
         mount = _mount_of(path, self._around.mounts())
         if mount is not None and mount.kind in _NETWORK:
             self._check_server(path, mount, hypervisors)
+        beneath = self._around.beneath(mount.source) if mount is not None else None
+        if beneath is not None and beneath.exists():
+            self._check_device(path, beneath, host)
+
+    def _check_device(self, path: Path, where: Path, host: str) -> None:
+        device = self._around.device(where)
+        for own in self._own:
+            if own.exists() and self._around.device(own) == device:
+                raise SeedPathOnHypervisor(path, f"it shares the file system of {own} on host {host}")
 
     def _check_server(self, path: Path, mount: Mount, hypervisors: Sequence[str]) -> None:
         server = server_of(mount.source)

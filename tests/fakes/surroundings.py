@@ -15,6 +15,7 @@ class FakeSurroundings:
     table: Sequence[Mount] = ()
     names: Mapping[str, str] = field(default_factory=dict)  # host name → address
     own: frozenset[str] = frozenset()
+    loops: Mapping[str, Path] = field(default_factory=dict)  # loop device → the file it is made of
     room: int = 1 << 40
 
     def device(self, path: Path) -> int:
@@ -25,6 +26,9 @@ class FakeSurroundings:
 
     def mounts(self) -> Sequence[Mount]:
         return self.table
+
+    def beneath(self, source: str) -> Path | None:
+        return self.loops.get(source)
 
     def addresses(self, name: str) -> frozenset[str]:
         return frozenset({self.names[name]}) if name in self.names else frozenset()

@@ -85,6 +85,19 @@ def test_a_share_of_a_hypervisor_host_is_refused(tmp_path: Path, medium: Path, k
             check(medium / "deep", "host-a", ["10.0.0.1:8084", "10.0.0.2:8084", "[fd00::2]:8084"])
 
 
+def test_a_loop_device_is_judged_by_the_file_it_is_made_of(tmp_path: Path, medium: Path):
+    stick = tmp_path / "stick"
+    stick.mkdir()
+    for file, refused in ((tmp_path / "image.raw", True), (stick / "image.raw", False)):
+        file.write_bytes(b"")
+        around = FakeSurroundings([medium, stick], [Mount(medium, "ext4", "/dev/loop7")], loops={"/dev/loop7": file})
+        if refused:
+            with pytest.raises(SeedPathOnHypervisor, match="shares the file system"):
+                rules(tmp_path, around).check_export(medium, "host-a", [])
+        else:
+            rules(tmp_path, around).check_export(medium, "host-a", [])
+
+
 def test_what_cannot_be_written_is_denied(tmp_path: Path):
     proc = Path("/proc/self/fd")  # a directory nobody makes files in
     with pytest.raises(SeedPathDenied, match="written"):
@@ -107,6 +120,8 @@ def test_on_a_real_host_the_root_file_system_is_its_own_and_memory_is_not(tmp_pa
     assert around.here("127.0.0.1")
     assert not around.here("192.0.2.1")
     assert around.free(tmp_path) > 0
+    assert around.beneath("/dev/sda1") is None
+    assert around.beneath("/dev/loop9999") is None
 
 
 def test_names_of_servers_are_found_in_every_form():
