@@ -20,22 +20,23 @@ def main(image: Path | None, keep: bool, root: Path) -> None:
     """From nothing to a failed-over VM on this machine, every claim checked."""
     report = Report()
     walk = Walk(Lab(root.absolute()), report, image)
+    kept = False
     try:
         walk.run()
+        print("\n" + report.table() + "\n")
+        if keep:
+            print(walk.explore())
+            kept = True
     except (Mismatch, ProgramFailed, CommandFailed, NoDisk) as error:
         print(report.table())
         print(f"\n✕ {type(error).__name__}: {error}", file=sys.stderr)
         print(f"  logs: {walk.lab.root}/*.log", file=sys.stderr)
-        walk.end()
         sys.exit(1)
     except KeyboardInterrupt:
-        walk.end()
         sys.exit(130)
-    print("\n" + report.table() + "\n")
-    if keep:
-        print(walk.explore())
-    else:
-        walk.end()
+    finally:
+        if not kept:  # whatever happened: nobody wants seven processes of a demonstration that broke
+            walk.end()
     print(report.line())
 
 

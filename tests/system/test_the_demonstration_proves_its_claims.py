@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from demo.guest import Guest
+from demo.process import kill_pid
+
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 STEPS = (
     "vault",
@@ -43,3 +46,27 @@ def test_the_demonstration_runs_and_verifies(root: Path) -> None:
     for step in STEPS:
         assert step in names
     assert sum(step["seconds"] for step in figures["steps"]) < 180
+
+
+def test_a_second_demonstration_in_the_same_folder_leaves_the_first_alone(root: Path) -> None:
+    first = root / "first.img"
+    first.write_bytes(bytes(1 << 20))
+    guest = Guest.create(root / "demo" / "host-b" / "vms", "web01", first=first, second=4 << 20)
+    guest.start()
+    pid = guest.pid()
+    assert pid is not None
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "demo", "--root", str(root / "demo")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            cwd=Path(__file__).parents[2],
+        )
+        assert done.returncode == 1
+        assert "still runs" in done.stderr
+        assert str(pid) in done.stderr
+        assert guest.pid() == pid
+    finally:
+        kill_pid(pid)
