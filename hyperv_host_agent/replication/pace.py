@@ -23,8 +23,8 @@ class Pace:
     _retry_at: float = 0.0
     _missed: int = 0
     _missed_since: float | None = None  # counted from here; None: not yet consistent, or paused
-    _application_at: float = _NEVER  # when one is to be tried again
-    _application_known: bool = False
+    _application: float | None = None  # when the newest application-consistent point was opened; None: not asked yet
+    _asked: float = _NEVER  # when one was asked for last
 
     def wait(self, assigned: Assigned, now: float, *, flying: bool, first: bool) -> float:
         """Until when nothing may start; 0: it may. `first`: nothing is known to be at the target yet."""
@@ -48,14 +48,14 @@ class Pace:
         """A point is opened; the consistency to ask for. `ago`: seconds since the last application-consistent point, as
         far as an earlier life of the agent knew; infinite: there is none.
         """
-        if not self._application_known:
-            self._application_known = True
-            self._application_at = now + assigned.application_every - max(0.0, ago)
+        if self._application is None:
+            self._application = now - max(0.0, ago)
         self.opened = now
         self.wanted = False  # now, not when it is open: a wish that comes in between is for a later instant
-        if not assigned.application_every or now < self._application_at:
+        every = assigned.application_every
+        if not every or now < max(self._application + every, self._asked + min(every, _APPLICATION_RETRY)):
             return "crash"
-        self._application_at = now + min(assigned.application_every, _APPLICATION_RETRY)
+        self._asked = now
         return "application"
 
     def committed(self, assigned: Assigned | None, now: float, *, copy: bool, consistency: str, seconds: float) -> None:
@@ -67,7 +67,7 @@ class Pace:
         if seconds:
             self.expected += _SMOOTHING * (seconds - self.expected)
         if consistency == "application":
-            self._application_at = max(self.opened, 0.0) + assigned.application_every
+            self._application = self.opened if self.opened != _NEVER else now
         self._missed = self.missed(assigned, now)
         self.due = schedule.due(self.opened, assigned.frequency, now)
         self._missed_since = None if assigned.paused else self.due
