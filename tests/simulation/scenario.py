@@ -87,6 +87,7 @@ class Scenario:
         self.recoverable = 0
         self.source = plan.source(world, self.guest, self.network, self.target)
         self.target.grants = self.granted
+        self.renew_grant()
         self.source.judge_state = self.judge_state
         self.target.judge_wire = self.judge_wire
         self.stored = (copy.copy(self.source.disk), 0)
@@ -111,7 +112,12 @@ class Scenario:
         self.backup_target()
 
     def granted(self) -> tuple[DiskGeometry, ...]:
-        return tuple(DiskGeometry(f"disk-{name}", 1 << 40) for name in ("a", "b", *range(2, 40)))
+        return self.grant
+
+    def renew_grant(self) -> None:
+        """The coordinator learns of other disks after a while; the grant covers those the VM had then."""
+        self.grant = self.guest.geometry()
+        self.world.after(self.world.between(1.0, 8.0), self.renew_grant)
 
     # ------------------------------------------------------------------------------------------ what goes wrong
 
