@@ -20,7 +20,7 @@ class Mender:
 
     def __init__(self, ground: Ground, *, repair: bool) -> None:
         self._ground, self._repair = ground, repair
-        self.mended = 0
+        self._too_many: set[tuple[str, LayerRef]] = set()  # layers with more damage than is kept one by one
 
     def side(self, disk: str, ref: LayerRef) -> tuple[bool, list[Finding]]:
         """Check the layer's side file and its second copy: whether the first can be relied on now. Raises OSError."""
@@ -56,7 +56,7 @@ class Mender:
                 until=_next_version([side], entry) or self._next_above(disk, ref, entry),
                 fingerprint=entry.fingerprint,
             )
-            for entry, problem in damaged[:MOST]
+            for entry, problem in damaged
         ]
         ground.record.replace(
             [one for one in found if ground.points(one)],  # what no point shows, the next merge leaves out
@@ -64,6 +64,11 @@ class Mender:
                 one.cluster is not None and place.start <= one.cluster < place.end and ground.is_in(one, disk, ref)
             ),
         )
+        held = [one for one in ground.record.damages if ground.is_in(one, disk, ref)] if found else []
+        if len(held) > MOST:
+            self._want(held)
+            self._too_many.add((disk, ref))
+            ground.record.replace([], of=lambda one: ground.is_in(one, disk, ref))
 
     def layer(self, disk: str, ref: LayerRef, tables: str | None = None) -> list[Finding]:
         """Mend what is known to be damaged in a layer, and its tables; tells of all of it."""
@@ -88,6 +93,8 @@ class Mender:
                 mended = {*frames} if rewritten else set()
         findings: list[Finding] = []
         with ground.lock:
+            if (disk, ref) in self._too_many:
+                tables, rewritten = f"more than {MOST} of its clusters are damaged", False
             whole = Damage(disk, f"{disk}/{ref.file}", tables or "")
             if tables:
                 findings.append(self._of_file(disk, ref, ref.file, tables, repaired=rewritten))
@@ -121,7 +128,6 @@ class Mender:
 
     def _count(self, findings: list[Finding]) -> None:
         count = sum(finding.repaired for finding in findings)
-        self.mended += count
         self._ground.record.repaired += count
 
     def _lose(self, disk: str, ref: LayerRef, problem: str) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 
 import pytest
 
-from hyperv_host_agent.replication.cycle import Kind
+from hyperv_host_agent.replication.cycle import Batch, CycleHeader, DiskGeometry, Kind, Wanted
 from hyperv_host_agent.store.base import Finding, PointInfo, Replica, StoreDamaged
 from hyperv_host_agent.store.copies import COPY
 from hyperv_host_agent.store.formats.qcow2 import ChainReader
@@ -22,8 +22,9 @@ from hyperv_host_agent.store.formats.side_file import Entry, SideFile, side_path
 from hyperv_host_agent.store.replica import ChainReplica
 from tests.contracts.replica_store import VM
 from tests.fakes.chain_rig import ChainRig
-from tests.fakes.replicated_machine import Cycle, Machine, fingerprints, send, stage
-from twinsite.extents import CLUSTER
+from tests.fakes.replicated_machine import Cycle, Machine, fingerprints, frame_of, send, stage
+from twinsite.digest import fingerprint
+from twinsite.extents import CLUSTER, Run
 
 PLACES: Final = 1040
 CHUNKS: Final = 8  # of the places, so that tests stay short
@@ -321,3 +322,27 @@ def test_damage_that_stops_a_merge_or_the_fingerprints_is_looked_for_at_once(rig
         assert (state.retry, state.damaged) == (False, 0)
     assert replica.maintain(keep=[12]).merged
     assert dict(replica.fingerprints("disk-a", 0, 64)) == fingerprints(cycles[29].content["disk-a"])
+
+
+def test_a_layer_with_more_damage_than_can_be_listed_counts_as_one_and_all_of_it_is_wanted(rig: ChainRig):
+    count = 10_100
+    replica = rig.store.create(VM, term=1)
+    disk = DiskGeometry("disk-a", count * CLUSTER)
+    for number in (1, 2):
+        data = b"line %d\n" % number * 500
+        frame = frame_of(data)
+        prints = fingerprint(data.ljust(CLUSTER, b"\0")) * count
+        batch = Batch(1, 0, range(count), [len(frame)] * count, prints, (), frame * count)
+        header = CycleHeader(VM, bytes([number]) * 16, number, number - 1, 1, Kind.DELTA, 1.0, "crash", (disk,))
+        replica.begin(header, resume_after=0)
+        replica.put(batch, bytes(16))
+        replica.commit()
+    layer = rig.root / VM / "disk-a" / "000002.qcow2"
+    with layer.open("r+b") as file:
+        file.seek(CLUSTER)
+        file.write(bytes(len(frame) * count))
+    findings = [finding for step in replica.check(repair=True) for finding in step.findings]
+    assert [(finding.cluster, finding.points) for finding in findings] == [(None, (2,))]
+    assert replica.wanted() == (Wanted("disk-a", Run(0, count)),)
+    assert [point.damaged for point in replica.points()] == [0, 1]
+    assert (rig.root / VM / "scrub.json").stat().st_size < 1000
