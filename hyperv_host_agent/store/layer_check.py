@@ -143,6 +143,9 @@ def lay_out(writer: LayerWriter, side: SideFile, ref: LayerRef) -> None:
         newest = side.at(NEWEST, start, min(start + WINDOW, clusters(ref.size)))
         for run in runs(sorted(cluster for cluster, entry in newest.items() if not entry.length)):
             writer.record_zeros(run)
+    for entry in side.entries(clusters(ref.size)):  # a point inside was larger
+        writer.position = entry.offset
+        writer.skip(entry.length)
     writer.position = end
 
 

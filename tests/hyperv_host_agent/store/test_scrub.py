@@ -5,6 +5,7 @@ never served as good data.
 import copy
 import random
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,6 +18,7 @@ import pytest
 from hyperv_host_agent.replication.cycle import Batch, CycleHeader, DiskGeometry, Kind, Wanted
 from hyperv_host_agent.store.base import Finding, PointInfo, Replica, StoreDamaged
 from hyperv_host_agent.store.copies import COPY
+from hyperv_host_agent.store.formats import zstd_frame
 from hyperv_host_agent.store.formats.qcow2 import ChainReader
 from hyperv_host_agent.store.formats.side_file import Entry, SideFile, side_path
 from hyperv_host_agent.store.replica import ChainReplica
@@ -346,3 +348,26 @@ def test_a_layer_with_more_damage_than_can_be_listed_counts_as_one_and_all_of_it
     assert replica.wanted() == (Wanted("disk-a", Run(0, count)),)
     assert [point.damaged for point in replica.points()] == [0, 1]
     assert (rig.root / VM / "scrub.json").stat().st_size < 1000
+
+
+def test_a_frame_of_another_length_takes_the_place_of_a_damaged_one(rig: ChainRig):
+    machine, replica, cycles = written(rig, 30)
+    machine.write("disk-a", 50 * CLUSTER, b"text\n" * 1000)
+    cycles.append(machine.cycle())
+    send(replica, cycles[-1])
+    machine.write("disk-a", 51 * CLUSTER, b"more\n" * 1000)
+    cycles.append(machine.cycle())
+    send(replica, cycles[-1])
+    replica.maintain(keep=[12, 20])
+    file = damaged(rig, replica, 50, 31)
+    (layer,) = [layer for layer in replica._catalog.chains.disks["disk-a"] if layer.file == file]
+    content = cycles[-1].content["disk-a"][50 * CLUSTER : 51 * CLUSTER]
+    assert replica._rewrite("disk-a", layer, {(50, 31): zstd_frame.raw(content)})
+    replica.close()
+    replica = rig.store.open(VM)
+    assert list(replica.verify()) == []
+    for number in (12, 20, 32):
+        assert rig.content(replica, number, "disk-a") == cycles[number - 1].content["disk-a"]
+    if shutil.which("qemu-img"):
+        checked = ["qemu-img", "check", str(rig.root / VM / "disk-a" / file)]
+        assert subprocess.run(checked, capture_output=True, check=False).returncode == 0
