@@ -4,11 +4,14 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from hyperv_host_agent.store import files, views
-from hyperv_host_agent.store.base import AttachedDisk
+from hyperv_host_agent.store.base import AttachedDisk, StoreDamaged
 from hyperv_host_agent.store.catalog import Catalog
 from hyperv_host_agent.store.manifests import DiskRef
+
+MAX_DEPTH: Final = 200  # libvirt refuses longer chains
 
 
 class Attachments:
@@ -58,6 +61,9 @@ class Attachments:
                 views.build(directory, stack, disk.at, geometry.size, self._room)
                 self._views.add((geometry.id, disk.at))
             layers.append(directory / views.view_name(disk.at))
+        if len(layers) > MAX_DEPTH:
+            problem = f"{len(layers)} layers of disk {geometry.id} wait to be merged, more than a hypervisor opens"
+            raise StoreDamaged(self._catalog.vm_id, problem)
         return AttachedDisk(id=geometry.id, name=geometry.name, size=geometry.size, layers=tuple(layers))
 
     def _inside(self) -> list[DiskRef]:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 from hyperv_host_agent.store import files
 from hyperv_host_agent.store.base import StoreDamaged
@@ -15,7 +14,6 @@ from hyperv_host_agent.store.formats.side_file import side_path
 from hyperv_host_agent.store.manifests import POINTS, LayerRef, Manifest
 from hyperv_host_agent.store.merging import INTENT, Intent
 
-MAX_DEPTH: Final = 200  # libvirt refuses longer chains
 _OURS = re.compile(r"([0-9]{6,12})\.(?:qcow2|fp|fp\.copy)")
 _VIEW = re.compile(r"[0-9]{6,12}\.view\.qcow2")
 _TEMPORARY = re.compile(
@@ -45,8 +43,7 @@ def served(chains: Chains, manifest: Manifest) -> bool:
 
 
 def check_chains(directory: Path, vm_id: str, chains: Chains, manifests: Mapping[int, Manifest]) -> list[Damage]:
-    """That the documents fit together, so no chain is a circle, and none is longer than hypervisors take. Raises
-    StoreDamaged.
+    """That the documents fit together, so no chain is a circle. Raises StoreDamaged.
 
     And which layers are not there, of the size they should have, on the layer they should stand on: a scrub may mend
     them, and nothing has to wait for that.
@@ -63,9 +60,6 @@ def check_chains(directory: Path, vm_id: str, chains: Chains, manifests: Mapping
                 damaged.append(Damage(disk_id, f"{disk_id}/{layer.file}", flaw))
         if problem:
             raise StoreDamaged(vm_id, f"disk {disk_id}: {problem}")
-    for disk_id, chain in chains.each():
-        if len(chain) > MAX_DEPTH:
-            raise StoreDamaged(vm_id, f"disk {disk_id} has {len(chain)} layers")
     for manifest in manifests.values():
         for disk in manifest.disks:
             covering = chains.covering(disk.geometry.id, disk.at)

@@ -11,6 +11,7 @@ from hyperv_host_agent.store.formats.qcow2 import LayerDamaged
 from hyperv_host_agent.store.manifests import LayerRef, layer_cycle
 
 _STEP_COST = 4096  # bytes that a step counts as, even when it writes nothing
+_TRY_AGAIN = 100  # rounds, after which layers that could not be read are tried again
 _RESCAN = 0.1  # of a pack's points gone since it was looked at, before it is looked at again
 
 Group = tuple[str, tuple[str, ...]]  # disk, layer files
@@ -26,10 +27,15 @@ class Maintenance:
         self._catalog, self._space, self._room, self._stop = catalog, space, room, stop
         self._queue: list[Group] = []
         self._work: _Work | None = None
+        self._unreadable: set[tuple[str, str]] = set()  # disk, layer: merged around until a scrub had its time
+        self._runs = 0
         self._scanned: dict[tuple[str, bytes], tuple[int, int]] = {}  # points that were gone, dead bytes
 
     def run(self, report: MaintainReport, budget: Budget) -> None:
         """Do what is due. Raises OSError, and StoreDamaged for layers that cannot be merged, after the others."""
+        self._runs += 1
+        if not self._runs % _TRY_AGAIN:
+            self._unreadable.clear()
         self._queue = [group for group in self._queue if self._possible(group)]
         if self._work and not self._possible(self._work.group):
             self.abandon()
@@ -49,7 +55,8 @@ class Maintenance:
                 report.no_room = report.no_room or error
             except LayerDamaged as error:
                 self.abandon()
-                failed.append(group)
+                self._queue.clear()
+                self._unreadable.update((group[0], name) for name in _named(group[1], error))
                 damaged = damaged or error
         if not self._queue and not self._work and (budget.exhausted or self._stop.is_set()):
             self._queue = [x for x in self._plan() if x not in failed]
@@ -134,7 +141,7 @@ class Maintenance:
                 merge_plan.Candidate(
                     file=layer.file,
                     stored_bytes=layer.stored_bytes,
-                    pinned=layer.file in frozen[disk_id],
+                    pinned=layer.file in frozen[disk_id] or (disk_id, layer.file) in self._unreadable,
                     needed=_any_within(needed, layer.cycle, above.cycle) if above else True,
                     dead_bytes=self._dead_bytes(disk_id, chain[: place + 1], sizes[disk_id]),
                 )
@@ -149,7 +156,10 @@ class Maintenance:
         gone = sum(point not in sizes for point in pack.points)
         seen, dead = self._scanned.get((disk_id, pack.digest), (0, 0))
         if gone and gone - seen >= _RESCAN * len(pack.points):
-            dead = merging.Merge(self._catalog.directory / disk_id, stack, 1, sizes).dead_bytes()
+            try:
+                dead = merging.Merge(self._catalog.directory / disk_id, stack, 1, sizes).dead_bytes()
+            except LayerDamaged:  # for the merge to tell, or the scrub
+                dead = 0
             self._scanned[disk_id, pack.digest] = (gone, dead)
         return dead
 
@@ -191,6 +201,11 @@ class _Work:
 
     def close(self) -> None:
         self.steps.close()
+
+
+def _named(names: tuple[str, ...], error: LayerDamaged) -> tuple[str, ...]:
+    """The layer an error is about, if it says; otherwise all of them."""
+    return tuple(name for name in names if name.split(".")[0] == error.file.split(".")[0]) or names
 
 
 def _any_within(ascending: Sequence[int], start: int, end: int) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from hyperv_host_agent.replication.cycle import Batch, CycleHeader, DiskGeometry, Kind
 from hyperv_host_agent.store import merge_plan
-from hyperv_host_agent.store.base import Budget, NoSpace
+from hyperv_host_agent.store.base import Budget, NoSpace, StoreDamaged
 from hyperv_host_agent.store.formats.qcow2 import ChainReader
 from hyperv_host_agent.store.formats.side_file import side_path
 from hyperv_host_agent.store.layer_check import LayerCheck
@@ -381,6 +381,26 @@ def test_a_repair_is_not_undone_by_a_merge_that_had_begun(quick_path: Path):
     assert replica._rewrite("big", layer, {(entry.cluster, entry.cycle): frame})
     assert replica.maintain(keep=[]).merged
     assert list(replica.verify()) == []
+
+
+def test_layers_are_merged_around_one_that_cannot_be_read(quick_path: Path):
+    replica, states = filled_sparsely(rig := ChainRig(quick_path / "store"), 40)
+    side = side_path(rig.root / VM / "big" / "000020.qcow2")
+    data = bytearray(side.read_bytes())
+    data[10] ^= 1
+    side.write_bytes(data)
+    for attempt in range(2):
+        try:
+            report = replica.maintain(keep=range(41))
+        except StoreDamaged as error:
+            assert not attempt
+            assert "000020.fp" in str(error)
+    assert report.finished
+    assert len(rig.layers("big")) <= 18
+    for cycle in (1, 19, 21, 40):
+        with ChainReader(replica.attach(cycle, "look")[0].layers) as reader:
+            assert {cluster: reader.read_cluster(cluster) for cluster in states[cycle]} == states[cycle]
+        replica.detach("look")
 
 
 def test_what_fits_is_merged_while_the_rest_waits_for_room(quick_path: Path):
