@@ -16,7 +16,7 @@ from tests.simulation.machine import Guest, Snapshot
 from tests.simulation.network import Network, Stream
 from tests.simulation.seeds import Courier
 from tests.simulation.source import Source
-from tests.simulation.target import VM, Arrived, BatchSent, Target
+from tests.simulation.target import ROOM, VM, Arrived, BatchSent, Target
 from tests.simulation.world import Violation, World
 from twinsite.digest import ZERO_FINGERPRINT
 from twinsite.extents import Run, cluster_length, clusters
@@ -33,7 +33,7 @@ FAULTS = {  # mean seconds between two of a kind, in the runs that have that kin
     "tracking_lost": 60,
     "tracking_wiped": 120,
     "source_state_wiped": 150,
-    "source_state_older": 150,
+    "source_state_older": 70,
     "index_lost": 80,
     "target_wiped": 150,
     "target_older": 80,
@@ -285,7 +285,7 @@ class Scenario:
         self.world.after(self.world.between(2, 15), self.space)
 
     def space(self) -> None:
-        self.target.store.capacity = 1 << 30
+        self.target.store.capacity = ROOM
 
     def disk_grows(self) -> None:
         self.guest.grow()

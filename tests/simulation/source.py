@@ -191,7 +191,7 @@ class Source:
             case say.ReadPoint():
                 self.read_point(action)
             case say.ReadSlice():
-                slow = not self.network.calm and self.world.chance(0.03)
+                slow = not self.network.calm and self.world.chance(0.08)
                 delay = self.world.between(1.0, 5.0) if slow else self.world.between(0.01, 0.2)
                 self.later(delay, lambda: self.read_slice(action))
             case say.StorePending(id_, through):

@@ -18,6 +18,17 @@ VM = "vm-1"
 SYNC = 1500  # bytes, some five of these small batches
 
 
+ROOM = 1 << 30
+
+
+class Store(MemoryStore):
+    """Does not count what it holds while there is room for all of it."""
+
+    def need(self, count: int) -> None:
+        if self.capacity < ROOM:
+            super().need(count)
+
+
 @dataclass(frozen=True)
 class BeginSent:
     header: CycleHeader
@@ -69,7 +80,7 @@ class Target:
 
     def __init__(self, world: World, network: Network, judge: Callable[["Target", CycleHeader], None]) -> None:
         self.world, self.network, self.judge = world, network, judge
-        self.store = MemoryStore(capacity=1 << 30, read=lambda: Boot("one", 0.0, 0.0))
+        self.store = Store(capacity=ROOM, read=lambda: Boot("one", 0.0, 0.0))
         self.promises = Promises()
         self.history: dict[int, object] = {}  # cycle → its content when it was committed
         self.life = 0

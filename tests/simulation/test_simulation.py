@@ -10,7 +10,7 @@ from tests.simulation.scenario import run
 from tests.simulation.world import Violation
 
 SEEDS = 500
-HUNT = 120  # seeds in which a planted fault has to show
+HUNT = 400  # seeds in which a planted fault has to show
 ROOT = Path(__file__).parents[2]
 CORPUS = [
     int(line.split()[0])

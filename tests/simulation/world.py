@@ -33,10 +33,9 @@ class World:
         self.now = until
 
     def log(self, *words: object) -> None:
-        line = f"{self.now:.3f} " + " ".join(map(str, words))
-        self._trace.update(line.encode())
         if self.story is not None:
-            self.story.append(line)
+            self.story.append(f"{self.now:.3f} " + " ".join(map(str, words)))
+        self._trace.update(repr((self.now, words)).encode())
 
     def trace(self) -> str:
         return self._trace.hexdigest()
