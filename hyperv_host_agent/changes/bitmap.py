@@ -98,6 +98,8 @@ class Bitmap:
                 if end > start:
                     yield Run(start, min(end, self._bits) - start)
                 start, end = first + begin, first + stop
+                if start >= self._bits:  # the rest of the last byte belongs to somebody else
+                    return
         if end > start:
             yield Run(start, min(end, self._bits) - start)
 

@@ -44,6 +44,13 @@ def test_a_run_is_known_to_hold_a_bit_or_not(chosen: set[int], start: int, count
     assert bitmap(chosen).any_in(run) == any(bit in chosen for bit in range(run.start, run.end))
 
 
+@given(members, st.integers(0, BITS - 1), st.integers(1, 40))
+def test_what_is_not_set_in_a_run_is_told_of_that_run_alone(chosen: set[int], start: int, count: int):
+    run = Run(start, min(count, BITS - start))
+    clear = [bit for bit in range(run.start, run.end) if bit not in chosen]
+    assert list(bitmap(chosen).clear_runs(run)) == list(runs(clear))
+
+
 def test_a_sparse_bitmap_of_a_big_disk_is_skimmed():
     bits = 1 << 27  # 8 TiB
     made = Bitmap(memoryview(bytearray(bytes_for(bits))), bits)

@@ -78,3 +78,13 @@ def test_what_was_written_to_a_hole_of_an_open_point_does_not_hide_the_holes_bes
     assert len(holes) < 12
     assert point.read(LARGE.id, Run(100_000, 1)) == bytes(CLUSTER)
     point.close()
+
+
+def test_a_cluster_beside_a_hole_is_data_though_the_one_behind_it_is_written_while_the_point_is_open(
+    machine: TrackedMachine,
+):
+    machine.write(LARGE.id, 804 * CLUSTER, b"before the instant")
+    point = machine.source.open_point(2, b"2" * 16, consistency="crash")
+    machine.write(LARGE.id, 806 * CLUSTER, b"after the instant")
+    assert not [hole for hole in point.holes(LARGE.id) if hole.start <= 804 < hole.end]
+    point.close()
