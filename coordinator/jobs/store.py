@@ -271,7 +271,7 @@ async def end_task(
     if error is not None:
         values["error"] = error.SerializeToString()
     if state in (State.SUCCEEDED, State.COMPLETED_WITH_ERRORS):
-        values["percent"] = 100
+        values |= {"percent": 100, "message": ""}  # how far it was, or what it waited for, is true no more
     await connection.execute(sa.update(tasks).where(tasks.c.id == task_id).values(**values))
 
 

@@ -320,7 +320,7 @@ def _protect_consequences(vm: VmView, pair: Pair, target: HostView) -> admin_pb2
     answer = admin_pb2.ActionResponse(
         consequences=[
             f"{what} are replicated from host {vm.machine.host.name} to host {target.name} (cloud {cloud})",
-            f"a point every {span(policy.frequency_seconds)}, of which the newest{kept} are kept",
+            f"a point every {span(policy.frequency_seconds)}, of which the newest{kept} {'are' if more else 'is'} kept",
             f"host {target.name} has {size(target.host.free_bytes)} free",
         ]
     )

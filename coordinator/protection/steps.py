@@ -99,7 +99,9 @@ class Steps:
             host_id=item.target_host,
             prepare_replica=commands_pb2.PrepareReplica(machine=machine, term=item.term, existing=dict(item.existing)),
         )
-        await tell(context, order, timeout=COMMAND_SECONDS)
+        result = await tell(context, order, timeout=COMMAND_SECONDS)
+        if result.note:
+            await context.set_result(note=result.note)
 
     async def _enable(self, context: TaskContext) -> None:
         async with context.database.write() as connection:

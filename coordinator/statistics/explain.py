@@ -80,12 +80,16 @@ def _first_copy(case: Situation) -> Explanation | None:
         return None
     if case.initial_start > case.now:
         verdict = f"the initial replication of {case.name} begins in {duration(case.initial_start - case.now)}"
-        return Explanation(verdict, ("that time was chosen when it was protected",))
+        return Explanation(
+            verdict,
+            ("that time was chosen when it was protected",),
+            (f"twinsite vm start-initial {case.name} begins it now",),
+        )
     if case.receiving.awaiting_seed:
         return Explanation(
             f"{case.name} waits for its initial copy, which comes on media",
             ("changes are sent meanwhile",),
-            (f"twinsite seed import {case.name} PATH",),
+            (f"twinsite seed export {case.name} --to PATH, carry it, twinsite seed import {case.name} --from PATH",),
         )
     done, whole = case.sending.initial_done_bytes, case.sending.initial_total_bytes
     if not whole:

@@ -120,6 +120,12 @@ def writing(path: Path, room: Callable[[], int]) -> Iterator[None]:
         raise SeedWriteFailed(path, error.strerror or str(error)) from error
 
 
+def drop_empty(folder: Path) -> None:
+    """Remove the folder of a seed of which nothing was written, so that nobody carries it."""
+    with suppress(OSError):  # most often it is not empty
+        folder.rmdir()
+
+
 class SeedWriter:
     """The parts of a seed as they grow. Blocking; OSErrors pass through."""
 

@@ -167,9 +167,12 @@ class _Export:
                 await blocking.finish(exporting.write_manifest, self._folder, encoded)
         finally:
             await blocking.finish(writer.close)
+            await blocking.finish(exporting.drop_empty, self._folder)
         await blocking.finish(file.unlink, missing_ok=True)
         total = sum(part.size for part in parts)
-        self._call.result.note = f"{self._folder}: {len(parts)} parts, {units.size(total)}, for host {self._target}"
+        self._call.result.note = (
+            f"{self._folder}: {len(parts)} part{'s' * (len(parts) != 1)}, {units.size(total)}, for host {self._target}"
+        )
         _log.info("seed_exported", vm_id=self._vm_id, seed=self._seed.hex(), parts=len(parts), bytes=total)
 
     @contextmanager

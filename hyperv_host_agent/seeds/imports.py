@@ -215,7 +215,8 @@ class _Import:
 
     def _note(self, lacking: Sequence[Wanted]) -> str:
         parts = len(self._manifest.parts)
-        told = [f"{parts} parts were read; points from cycle {self._manifest.after_cycle + 1} on can be recovered"]
+        read = f"{parts} parts were" if parts != 1 else "1 part was"
+        told = [f"{read} read; points from cycle {self._manifest.after_cycle + 1} on can be recovered"]
         if self._problems:
             told += [str(problem) for problem in self._problems[:_TOLD]]
             if len(self._problems) > _TOLD:

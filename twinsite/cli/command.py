@@ -49,7 +49,7 @@ class Context:
 
         return session.connect(self.home, timeout=self.timeout, request_id=self.request_id)
 
-    async def finish(self, api: "Api", job_id: str, *, following: str = "") -> None:
+    async def finish(self, api: "Api", job_id: str, *, following: str = "", until_it_waits: bool = False) -> None:
         """Wait for the job a mutation started, or say its id with --no-wait; ends with its exit code."""
         if not job_id:
             return
@@ -59,7 +59,7 @@ class Context:
             return
         from twinsite.cli import waiting
 
-        code = await waiting.follow(api, job_id, self.output, timeout=self.wait_timeout)
+        code = await waiting.follow(api, job_id, self.output, timeout=self.wait_timeout, until_it_waits=until_it_waits)
         if code == 0 and following:
             self.output.note(f"Next: {following}")
         if code:

@@ -102,7 +102,7 @@ def _next(m: admin_pb2.MachineView) -> str:
 
 
 def _job(j: admin_pb2.Job) -> str:
-    error = f": {j.error.message}" if j.HasField("error") else ""
+    said = j.error.message if j.HasField("error") else j.result.get("note", "")
     percent = "" if j.HasField("ended") or not j.tasks else f" {j.tasks[0].percent} %"
     where = " ".join(part for part in (j.result.get("path", ""), j.result.get("seed", "")) if part)
-    return f"{j.state.replace('_', ' ')}{percent}, {where}, {local(j.created)} ({j.id}){error}"
+    return f"{j.state.replace('_', ' ')}{percent}, {where}, {local(j.created)} ({j.id}){f': {said}' if said else ''}"

@@ -104,7 +104,7 @@ async def protect(
     yes: bool,
     dry_run: bool,
 ) -> None:
-    """Replicate a VM to the pair's target cloud; ends when it can be failed over.
+    """Replicate a VM to the pair's target cloud; ends when it can be failed over, or waits for its time or its seed.
 
     \b
     twinsite vm protect web01 --pair gold-a:gold-b
@@ -127,7 +127,11 @@ async def protect(
         confirm.yes(f"protecting {name}", given=yes, no_input=context.no_input)
         request.dry_run = False
         answer = await api.machines.Protect(request)
-        await context.finish(api, answer.job_id, following=f"twinsite vm test {name}")
+        later = offline or start is not None
+        following = f"twinsite seed export {name} --to PATH" if offline else f"twinsite vm test {name}"
+        if start is not None:
+            following = f"twinsite vm show {name}"
+        await context.finish(api, answer.job_id, following=following, until_it_waits=later)
 
 
 def _images(words: tuple[str, ...]) -> dict[str, str]:

@@ -30,11 +30,14 @@ async def changes(api: Api, job_id: str) -> AsyncIterator[admin_pb2.Job]:
             await asyncio.sleep(0.5)  # noqa: TID251  # a person's terminal; no clock to move
 
 
-async def follow(api: Api, job_id: str, output: Output, *, timeout: float | None) -> int:
-    """Wait for the job, show it, say how it ended; the exit code. Raises Detached on Ctrl-C."""
+async def follow(api: Api, job_id: str, output: Output, *, timeout: float | None, until_it_waits: bool = False) -> int:
+    """Wait for the job, show it, say how it ended; the exit code. Raises Detached on Ctrl-C.
+
+    `until_it_waits`: for a time that was chosen, or for a person: it is not waited for either, and goes on by itself.
+    """
     try:
         async with asyncio.timeout(timeout or None):
-            job = await _watch(api, job_id, output)
+            job = await _watch(api, job_id, output, until_it_waits=until_it_waits)
     except TimeoutError:
         output.note(f"job {job_id} still runs after {units.duration(timeout or 0)}; twinsite job watch {job_id}")
         return TIMED_OUT
@@ -42,11 +45,14 @@ async def follow(api: Api, job_id: str, output: Output, *, timeout: float | None
         raise Detached(job_id) from None
     if output.json:
         emit({"message_type": "summary", "job": to_plain(job)})
+    if job.state not in FINAL:
+        output.note(f"job {job_id} goes on by itself; twinsite job watch {job_id}")
+        return 0
     _say(job, output)
     return EXIT[job.state]
 
 
-async def _watch(api: Api, job_id: str, output: Output) -> admin_pb2.Job:
+async def _watch(api: Api, job_id: str, output: Output, *, until_it_waits: bool) -> admin_pb2.Job:
     last = admin_pb2.Job()
     with _bar(output) as show:
         async for job in changes(api, job_id):
@@ -54,7 +60,14 @@ async def _watch(api: Api, job_id: str, output: Output) -> admin_pb2.Job:
             if output.json and job.state not in FINAL:
                 emit({"message_type": "status", "job": to_plain(job)})
             show(job)
+            if until_it_waits and any(_waits(task) for task in job.tasks):
+                break
     return last
+
+
+def _waits(task: admin_pb2.Task) -> bool:
+    """For a chosen time or a person; not for something that is amiss ("waiting: …")."""
+    return task.state == "in_progress" and task.message.startswith("waits ")
 
 
 class _bar:  # noqa: N801  # reads as a function
@@ -121,6 +134,8 @@ def _detail(task: admin_pb2.Task) -> str:
 def _say(job: admin_pb2.Job, output: Output) -> None:
     length = units.duration(max(0, job.ended.seconds - job.created.seconds))
     output.note(f"job {job.id} {job.kind} {job.target}: {job.state.replace('_', ' ')} in {length}")
+    if note := job.result.get("note"):
+        output.note(f"  {note}")
     for task in job.tasks:
         if task.HasField("error"):
             output.note(f"  {task.name}: {task.error.message}  ({task.error.code})")

@@ -313,7 +313,9 @@ async def test_progress_of_a_command_shows_on_the_task_with_its_rate_and_what_is
         command_id = provider.executed[0].id
         for done in (0, 100, 200):
             clock.advance(2)
-            report = commands_pb2.CommandProgress(id=command_id, percent=done // 10, bytes_done=done, bytes_total=1000)
+            report = commands_pb2.CommandProgress(
+                id=command_id, percent=done // 10, bytes_done=done, bytes_total=1000, message="half"
+            )
             await started.command_progress("s-1", report)
             await started.command_progress("s-1", commands_pb2.CommandProgress(id=command_id, percent=99))  # too soon
         shown = (await started.get(job_id)).tasks[0]
@@ -324,7 +326,8 @@ async def test_progress_of_a_command_shows_on_the_task_with_its_rate_and_what_is
         await ended(started, job_id)
     clock.advance(2)
     await started.command_progress("s-1", commands_pb2.CommandProgress(id=command_id, percent=7))
-    assert (await started.get(job_id)).tasks[0].percent == 100
+    whole = (await started.get(job_id)).tasks[0]
+    assert (whole.percent, whole.message) == (100, "")  # a step on the way is no summary of the whole
 
 
 async def test_a_command_asked_for_again_with_another_action_is_a_defect(jobs: Jobs, database: Database) -> None:

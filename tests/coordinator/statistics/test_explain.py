@@ -238,8 +238,12 @@ def test_a_vm_that_does_well_gets_a_calm_verdict() -> None:
         ({"target": target(scrub=types_pb2.Scrub(damaged_clusters=3))}, "3 damaged clusters", "--repair"),
         ({"source": source("RESYNCHRONIZING")}, "is being compared with its replica", ""),
         ({"source": source(note="the disk is compared")}, "in time; a cycle is slower than usual: the disk", ""),
-        ({"phase": Phase.INITIAL, "initial_start": NOW + 7200}, "begins in 2h00m", ""),
-        ({"phase": Phase.INITIAL, "target": target(awaiting_seed=True)}, "comes on media", "seed import"),
+        ({"phase": Phase.INITIAL, "initial_start": NOW + 7200}, "begins in 2h00m", "vm start-initial web01"),
+        (
+            {"phase": Phase.INITIAL, "target": target(awaiting_seed=True)},
+            "comes on media",
+            "seed export web01 --to PATH",
+        ),
         ({"phase": Phase.INITIAL}, "has not begun", ""),
     ],
 )

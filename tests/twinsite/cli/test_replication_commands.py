@@ -134,10 +134,22 @@ def test_protecting_later_offline_or_from_an_image_says_so_to_the_coordinator(tw
 def test_who_waits_for_a_seed_is_told_what_to_do(twinsite, fake):
     waiting = admin_pb2.Task(id="j.3", name="Initial replication", state="in_progress", message="waits for its seed: …")
     fake.answers["Machines.Protect"] = answer
-    fake.answers["Jobs.Watch"] = [job("in_progress", tasks=[waiting]), job()]
+    begun = admin_pb2.Job(id="j-00000001", kind="vm.protect", state="in_progress", tasks=[waiting])
+    fake.answers["Jobs.Watch"] = [begun, job("failed")]
     ended = twinsite("vm", "protect", "web01", "--pair", "a:b", "--offline", "-y")
     assert ended.status == 0
     assert ended.err.count("waits for its seed") == 1
+    assert "goes on by itself" in ended.err
+    assert "twinsite seed export web01 --to PATH" in ended.err
+    assert twinsite("job", "watch", "j-00000001").status == 1  # who asks for the job itself waits for its end
+
+
+def test_a_copy_over_the_network_is_waited_for_whatever_hinders_it_meanwhile(twinsite, fake):
+    hindered = admin_pb2.Task(id="j.3", name="Initial replication", state="in_progress", message="waiting: no link")
+    begun = admin_pb2.Job(id="j-00000001", kind="vm.protect", state="in_progress", tasks=[hindered])
+    fake.answers["Machines.Protect"] = answer
+    fake.answers["Jobs.Watch"] = [begun, job("failed")]
+    assert twinsite("vm", "protect", "web01", "--pair", "a:b", "--at", "+1h", "-y").status == 1
 
 
 def test_a_waiting_replication_is_started(twinsite, fake):
@@ -176,26 +188,28 @@ def test_what_is_no_time_is_refused(text):
 
 def test_a_seed_is_exported_and_imported_and_the_next_step_is_named(twinsite, fake):
     fake.answers["Machines.SeedExport"] = fake.answers["Machines.SeedImport"] = answer
-    fake.answers["Jobs.Watch"] = [job()]
+    fake.answers["Jobs.Watch"] = [job(result={"note": "1 part was read; part 1 of the seed is damaged"})]
     exported = twinsite("seed", "export", "web01", "--to", "/media/d1")
     assert exported.status == 0
     assert "twinsite seed import web01 --from PATH" in exported.err
+    assert "part 1 of the seed is damaged" in twinsite("seed", "import", "web01", "--from", "/media/d1").err
     assert twinsite("seed", "import", "web01", "--from", "/media/d1", "--dry-run").status == 0
     assert fake.requests("Machines.SeedExport")[0].path == "/media/d1"
-    assert fake.requests("Machines.SeedImport")[0].dry_run
+    assert fake.requests("Machines.SeedImport")[1].dry_run
     assert twinsite("seed", "export", "web01").status == 2
 
 
 def test_the_state_of_a_seed_is_shown_with_its_jobs(twinsite, fake):
     view = admin_pb2.MachineView(id="0f6e", name="web01", protection=admin_pb2.Protection(awaiting_seed=True))
     other = admin_pb2.Job(id="j-2", kind="seed.export", state="succeeded", result={"vm": "another"})
-    mine = job(result={"vm": "0f6e", "path": "/media/d1", "seed": "seed-1"})
+    mine = job(result={"vm": "0f6e", "path": "/media/d1", "seed": "seed-1", "note": "2 parts"})
     mine.kind = "seed.export"
     fake.answers["Machines.Show"] = view
     fake.answers["Jobs.List"] = admin_pb2.ListJobsResponse(jobs=[mine, other])
     shown = twinsite("seed", "status", "web01").out
     assert "awaited" in shown
     assert "/media/d1 seed-1" in shown
+    assert "2 parts" in shown
     assert "j-2" not in shown
     assert "twinsite seed export web01" in shown
 
