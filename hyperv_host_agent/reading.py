@@ -146,6 +146,7 @@ class Reader:
         disks, work = order.header.disks, Work()
         self._copied = {disk.id: disk.size for disk in disks}
         way = await self._continued(order)
+        self._copy = (order.header.id, order.stream, order.position, way)  # to be stopped, whatever comes
         packed, last = await self._next(way, disks, work)
         more = await self._ahead(way, disks)
         position = _after(disks, last) if more and last is not None else Position(len(disks), 0)
@@ -209,11 +210,14 @@ class Reader:
             await asyncio.shield(_landed(way))
 
     async def close(self) -> None:
+        """Raises what the last of it raises; nothing is open then either."""
         await self.stop()
-        await self.run(self.source.rest)
-        await self.run(self.pending.close)
-        await self.run(self.index.close)
-        self._thread.shutdown(wait=False)
+        try:
+            await self.run(self.source.rest)
+            await self.run(self.pending.close)
+        finally:
+            await self.run(self.index.close)
+            self._thread.shutdown(wait=False)
 
     def _keep(self, built: Built, packed: Packed, spool: Spool) -> None:
         sequence = built.ready.sequence

@@ -246,7 +246,10 @@ class Sources:
         while True:
             await self._clock.sleep(_LOOK_SECONDS)
             transfer.look()
-            shown.pending(await reader.run(reader.source.dirty_bytes))
+            try:
+                shown.pending(await reader.run(reader.source.dirty_bytes))
+            except Exception:  # noqa: BLE001  # the top of a task, and the reader's thread may have ended just now
+                _log.debug("dirty_bytes_unknown", exc_info=True)
 
     def _open(self, assignment: types_pb2.Assignment) -> Reader:
         folder = files.private_directory(self._folder / check_id("VM", assignment.vm_id))

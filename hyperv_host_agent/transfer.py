@@ -236,7 +236,10 @@ class Transfer:
 
     async def _close(self) -> None:
         self._means.pacer.close()
-        await self._means.reader.close()
+        try:
+            await self._means.reader.close()
+        except Exception:  # noqa: BLE001  # the top of a task; what is not durable now, the next life does without
+            _log.exception("reader_not_closed", vm_id=self._means.vm_id)
         await self._means.peer.close()
 
 

@@ -77,6 +77,7 @@ class FilePoint:
         self._check_open(disk)
         copied = self._map.disks[disk].copied
         for hole in self._files[disk].holes(Run(0, clusters(self._files[disk].size))):
+            self._check_whole()  # a disk that was cut has a hole where it ended
             # A cluster with a copy was written since the instant, so the hole says nothing about the instant.
             yield from copied.clear_runs(hole)
 

@@ -207,6 +207,18 @@ def test_a_full_scratch_space_fails_the_point_and_never_the_guest(machine: Track
     assert whole(point, A) == machine.content(A.id)
 
 
+def test_a_point_that_ended_says_so_for_its_holes_too(machine: TrackedMachine):
+    machine.start()
+    anchored(machine)
+    point = machine.source.open_point(2, name_of(2), consistency="crash")
+    assert list(point.holes(A.id)) == [Run(0, clusters(A.size))]
+    assert machine.guest is not None
+    machine.guest.close_point()  # as when a disk is cut meanwhile, which then has a hole where there was data
+    with pytest.raises(SourceUnavailable):
+        list(point.holes(A.id))
+    point.close()
+
+
 def test_a_reader_that_died_costs_the_guest_no_more_copies(machine: TrackedMachine):
     machine.start()
     anchored(machine)

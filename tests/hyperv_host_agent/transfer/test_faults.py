@@ -196,3 +196,20 @@ async def test_a_fenced_vm_is_stopped_and_sends_nothing(tmp_path: Path) -> None:
         await two.restart_source()
         assert two.at_target.points[machine.id][-1].cycle <= cycles + 1
         assert two.hypervisor.machine(machine.id).power.value == "stopped"
+
+
+async def test_a_transfer_that_cannot_put_its_notes_down_at_its_end_stops_no_other(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        one, other = spec("web01"), spec("web02")
+        two.add(one, contents())
+        guest = two.add(other, contents())
+        await two.protect(one, other)
+        for machine in (one, other):
+            await two.settled(machine.id)
+        ongoing = two.source.sources.ongoing(one.id)
+        assert ongoing is not None
+        ongoing.reader.pending.note(os.urandom(16), 7, 0, clusters=[1], fingerprints=bytes(16), zeros=[])
+        await two.source.sources.forget(one.id)
+        guest.write(FIRST, 0, b"and on")
+        await two.settled(other.id)
+        assert two.source.sources.ongoing(other.id) is not None
