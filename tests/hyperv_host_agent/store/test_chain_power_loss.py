@@ -10,6 +10,8 @@ from tests.fakes.chain_rig import ChainRig
 from tests.fakes.power_loss import Disk, record
 from tests.fakes.store_workload import BEFORE, KEPT, MANY, VM, history, prepare, receive
 
+pytestmark = pytest.mark.timeout(400)  # thousands of states, each opened and read
+
 SCRIPT = Path(store_workload.__file__)
 SEEDS = 3
 
@@ -58,7 +60,6 @@ def test_a_power_loss_at_any_call_loses_nothing_that_was_acknowledged(quick_path
     assert states > 200
 
 
-@pytest.mark.timeout(400)
 def test_a_power_loss_while_packs_are_made_used_and_thinned_out_leaves_every_kept_point_whole(quick_path: Path):
     root, left = quick_path / "store", quick_path / "left"
     prepare(root, MANY)
