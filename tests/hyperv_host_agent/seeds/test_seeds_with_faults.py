@@ -174,7 +174,7 @@ async def test_an_export_is_refused_with_its_reason_before_anything_is_written(t
         seeded.around.room = 1 << 20
         assert (await seeded.export()).error.code == "SEED_PATH_TOO_SMALL"
         seeded.around.room = 1 << 40
-        assert not seeded.folder.exists()
+        assert [path.name for path in seeded.medium.iterdir()] == []
         for path, code in ((tmp_path, "SEED_PATH_ON_HYPERVISOR"), (tmp_path / "nowhere", "SEED_PATH_MISSING")):
             assert (await seeded.export(path)).error.code == code
         for certificate in (
