@@ -25,6 +25,8 @@ from tests.fakes.replicated_machine import Cycle, Machine, fingerprints, frame_o
 from twinsite.digest import fingerprint
 from twinsite.extents import CLUSTER
 
+pytestmark = pytest.mark.timeout(400)  # some of them take hundreds of steps
+
 
 @dataclass
 class Schedule:
