@@ -1,7 +1,8 @@
 """Fingerprints of the cycle on its way, until the target has committed it and they move into the index.
 
 A log beside the index, one record a batch: a copy of hours makes it durable piece by piece, and goes on after a restart
-where both ends are sure. Records of batches beyond that point are cut off; a torn tail is cut off by its checksum.
+where both ends are sure. Records of batches beyond that point are cut off; a torn tail is cut off by its checksum. A
+mark says how far it was made durable: a log that does not end with one misses something, and is of no use to the index.
 """
 
 import os
@@ -22,6 +23,8 @@ from twinsite.files import sync_directory
 
 _HEAD: Final = struct.Struct("<II")  # length and CRC-32 of the body
 _BODY: Final = struct.Struct("<QIII")  # batch, disk, data clusters, zero runs
+_MARK: Final = 0  # in place of a batch's number; its one cluster is the last batch before it
+_VOID: Final = bytes(ID_BYTES)  # in place of the cycle's id: some of its fingerprints are lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +97,17 @@ class Pending:
         if self._file is not None and self._id == cycle and self._next == sequence:
             return
         self._close()
-        keep = 0
+        keep = present = 0
         if sequence > 1:
             keep, present = self._extent(cycle, sequence)
-            if present != sequence - 1:
-                raise ValueError(f"fingerprints are there up to batch {present}, the next one is {sequence}")
-        self._file = self._path.open("r+b" if keep else "w+b")
-        if keep:
+        if present == sequence - 1 and keep:
+            self._file = self._path.open("r+b")
             self._file.truncate(keep)
             self._file.seek(keep)
         else:
-            self._file.write(cycle)
+            # A state folder from before, or damaged: the cycle goes on, and `apply` will say that the index does not.
+            self._file = self._path.open("w+b")
+            self._file.write(cycle if sequence == 1 else _VOID)
         self._id, self._next, self._named = cycle, sequence, False
 
     def add(self, sequence: int, disk: int, clusters: Sequence[int], fingerprints: bytes, zeros: Sequence[Run]) -> None:
@@ -118,13 +121,16 @@ class Pending:
         self._next += 1
 
     def store(self, cycle: bytes, through: int) -> None:
-        """Durable up to that batch. Raises ValueError when they are not all here."""
+        """Durable up to that batch, as far as they are here."""
         self.write()
         if self._file is None or self._id != cycle or through >= self._next:
             _, present = self._extent(cycle, through + 1)
-            if present < through:
-                raise ValueError(f"fingerprints are there up to batch {present}, not {through}")
-            return  # of an earlier life of the agent: they were stored then
+            if present >= through > 0:
+                return  # of an earlier life of the agent: they were stored then
+            self._begin(cycle, through + 1)
+        if self._file is None:  # never: it was begun
+            return
+        self._file.write(_Record.of(_MARK, 0, [self._next - 1], bytes(FINGERPRINT_BYTES), ()).dump())
         self._file.flush()
         os.fsync(self._file.fileno())
         if not self._named:
@@ -147,11 +153,19 @@ class Pending:
             return False
         try:
             staging = index.stage(named, header.disks, parent=parent)
+            last, marked = 0, -1
             for record in self._records():
+                if record.sequence == _MARK:
+                    marked = record.clusters[0]
+                    continue
+                last, marked = record.sequence, -1
                 disk = header.disks[record.disk].id
                 staging.put(disk, record.clusters, record.fingerprints)
                 for start, count in zip(record.zeros[::2], record.zeros[1::2], strict=True):
                     staging.zero(disk, Run(start, count))
+            if last != marked:
+                staging.close()
+                return False
             staging.seal()
             index.apply(named)
         except IndexDamaged:
@@ -191,7 +205,7 @@ class Pending:
             if record.sequence >= before:
                 break
             length += len(record.dump())
-            last = record.sequence
+            last = record.sequence or last
         return length, last
 
     def _records(self) -> Iterator[_Record]:

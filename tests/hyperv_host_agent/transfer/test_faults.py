@@ -213,3 +213,26 @@ async def test_a_transfer_that_cannot_put_its_notes_down_at_its_end_stops_no_oth
         guest.write(FIRST, 0, b"and on")
         await two.settled(other.id)
         assert two.source.sources.ongoing(other.id) is not None
+
+
+async def test_a_copy_goes_on_without_the_notes_of_what_it_brought(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two, wire_tap(two.target.address) as tap:
+        size = 96 * MiB
+        machine = spec(size=size)
+        guest = two.add(machine, {FIRST: os.urandom(size)})
+        tap.on_bytes = lambda: setattr(tap, "open", tap.sent < size // 2) or (None if tap.open else tap.cut())
+        await two.protect(machine, address=tap.address, compression=False)
+        await eventually("half of the copy", lambda: not tap.open)
+        log = tmp_path / "a1" / "state" / "sources" / machine.id / "fingerprints" / "pending"
+
+        def reopen() -> None:
+            log.unlink()
+            tap.on_bytes = lambda: None
+            tap.open = True
+
+        await two.restart_source(meanwhile=reopen)
+        guest.write(FIRST, 5, b"meanwhile")
+        await two.replicated(machine.id)
+        assert tap.sent < size + WINDOW_BYTES + 4 * MiB
+        _, found = await newest(two.target, machine.id)
+        assert found == {FIRST: guest.content(FIRST), SECOND: guest.content(SECOND)}

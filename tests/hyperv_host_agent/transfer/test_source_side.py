@@ -166,6 +166,29 @@ def test_pending_fingerprints_of_another_cycle_never_reach_the_index(tmp_path: P
     other = header(1, os.urandom(16))
     assert not pending.apply(index, other, complete=True)
     assert index.base is None
-    with pytest.raises(ValueError, match="up to batch 0"):
-        pending.begin(other.id, 5)
+    index.close()
+
+
+@pytest.mark.parametrize("lost", ["all", "the last byte", "the end", "a byte"])
+def test_pending_fingerprints_of_which_some_are_lost_never_reach_the_index(tmp_path: Path, lost: str) -> None:
+    first = header(1, os.urandom(16))
+    pending, index = Pending(tmp_path), FingerprintIndex(tmp_path)
+    pending.begin(first.id, 1)
+    for number in (1, 2, 3):
+        pending.add(number, 0, [number], prints(number), [])
+        pending.store(first.id, number)
+    pending.close()
+    log = tmp_path / "pending"
+    data = log.read_bytes()
+    kept = {"all": b"", "the last byte": data[:-1], "the end": data[: len(data) * 3 // 4], "a byte": data}[lost]
+    log.write_bytes(kept[:-70] + bytes([kept[-70] ^ 1]) + kept[-69:] if lost == "a byte" else kept)
+    again = Pending(tmp_path)
+    again.store(first.id, 3)  # as at the end of a copy that went on after a restart
+    assert not again.apply(index, first, complete=True)
+    again.drop()
+    log.write_bytes(kept)
+    again.begin(first.id, 4)  # and of one that has more to bring
+    again.add(4, 0, [4], prints(4), [])
+    again.store(first.id, 4)
+    assert again.apply(index, first, complete=True) is (lost in {"the last byte", "a byte"})
     index.close()
