@@ -191,7 +191,8 @@ class Targets:
         try:
             held = await self._replicas.get(vm_id)
             points = await held.run(held.replica.points)
-            report = await held.beside(held.replica.maintain, keep=self._keep(vm_id, points), budget=budget)
+            keep, up_to = self._keep(vm_id, points), max((point.cycle for point in points), default=0)
+            report = await held.beside(held.replica.maintain, keep=keep, up_to=up_to, budget=budget)
             if report.no_room is not None and vm_id not in self._without_room:
                 _log.warning("maintenance_without_room", vm_id=vm_id, reason=str(report.no_room))
             (self._without_room.add if report.no_room else self._without_room.discard)(vm_id)

@@ -315,11 +315,14 @@ class Replica(Protocol):
         """These are lacking until a cycle was committed that brought them. Durable. Raises NoSpace, WriteFailed."""
         ...
 
-    def maintain(self, *, keep: Sequence[int], budget: Budget | None = None) -> MaintainReport:
+    def maintain(
+        self, *, keep: Sequence[int], up_to: int | None = None, budget: Budget | None = None
+    ) -> MaintainReport:
         """Merge layers so that the chain stays short and gives back what no point needs any more.
 
-        Points in `keep`, pinned, kept or locked ones and the newest stay. Safe to kill at any instant; work that the
-        budget cut short goes on with the next call. Runs beside `put`; never touches a layer a pinned point stands on.
+        Points in `keep`, pinned, kept or locked ones and the newest stay, and those after cycle `up_to`, which came
+        after it was decided what to keep. Safe to kill at any instant; work that the budget cut short goes on with the
+        next call. Runs beside `put`; never touches a layer a pinned point stands on.
         """
         ...
 

@@ -297,6 +297,7 @@ class MemoryReplica:
         self,
         *,
         keep: Sequence[int],
+        up_to: int | None = None,
         budget: Budget | None = None,  # noqa: ARG002  # nothing to merge
     ) -> MaintainReport:
         stay = {*keep, *self._pins(), max(self._kept.points, default=0)}
@@ -304,7 +305,8 @@ class MemoryReplica:
         stay |= {mark.cycle for mark in self._kept.marks.values() if mark.kept or now < mark.locked_until}
         if awaited := self.awaited():
             stay.add(awaited.cycle)
-        removed = sorted(cycle for cycle in self._kept.points if cycle not in stay)
+        judged = self._kept.points if up_to is None else {cycle for cycle in self._kept.points if cycle <= up_to}
+        removed = sorted(cycle for cycle in judged if cycle not in stay)
         for cycle in removed:
             del self._kept.points[cycle]
             self._kept.marks.pop(cycle, None)

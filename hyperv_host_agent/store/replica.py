@@ -196,14 +196,17 @@ class ChainReplica:
         with files.writing(self._vm_id, self._directory, self._space):
             self._attachments.detach(owner)
 
-    def maintain(self, *, keep: Sequence[int], budget: Budget | None = None) -> MaintainReport:
+    def maintain(
+        self, *, keep: Sequence[int], up_to: int | None = None, budget: Budget | None = None
+    ) -> MaintainReport:
         report = MaintainReport()
         with self._maintaining, files.writing(self._vm_id, self._directory, self._space):
             with self._lock:
                 self._catalog.settle()
                 self._catalog.publish()
                 stays = [x.cycle for x in self._catalog.manifests.values() if self._keeps.stays(x.info(()))]
-                report.removed = self._catalog.retire([*keep, *stays])
+                newer = [cycle for cycle in self._catalog.manifests if up_to is not None and cycle > up_to]
+                report.removed = self._catalog.retire([*keep, *stays, *newer])
                 self._keeps.forget(report.removed)
                 self._collect()
             self._catalog.copy()

@@ -44,6 +44,13 @@ class ReplicaUpkeepContract:
         assert replica.points()[0].name == ""
         assert self.reopened(rig).maintain(keep=[]).removed == [2, 4]
 
+    def test_a_point_that_came_after_it_was_decided_what_to_keep_stays(self, rig: Rig, replica: Replica):
+        cycles = some_cycles(replica, 5)
+        assert replica.maintain(keep=[2], up_to=3).removed == [1, 3]
+        replica = self.reopened(rig)
+        assert [point.cycle for point in replica.points()] == [2, 4, 5]
+        self.assert_is(rig, replica, cycles[3])
+
     def test_nobody_deletes_a_locked_point_before_its_time(self, rig: Rig, replica: Replica):
         cycles = some_cycles(replica, 3)
         point = replica.mark(2, keep=True, name=None, lock_seconds=7200)
