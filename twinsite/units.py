@@ -11,6 +11,7 @@ GiB: Final = 1024 * MiB
 _RATES: Final[dict[str, float]] = {
     **{f"{prefix}B/s": 1000**power for power, prefix in enumerate(("", "k", "M", "G"))},
     **{f"{prefix}iB/s": 1024**power for power, prefix in enumerate(("", "K", "M", "G")) if power},
+    "KB/s": 1000,  # as most people write it
     **{f"{prefix}bit/s": 1000**power / 8 for power, prefix in enumerate(("", "k", "M", "G"))},
 }
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}

@@ -141,7 +141,9 @@ def _damage(evidence: Evidence) -> Iterator[tuple[str, str]]:
     status = evidence.target.status
     found = status.scrub.damaged_clusters if status is not None else 0
     if found:
-        yield WARNING, f"{found} damaged clusters were found at {evidence.target.host} and are being mended"
+        what = f"{found} damaged cluster{'s' * (found != 1)}"
+        where = f"at {evidence.target.host}: what can be had from the source or elsewhere is mended"
+        yield WARNING, f"{what} {where}, the point list marks points that stand on the rest"
 
 
 def _overdue(evidence: Evidence, now: float) -> str:

@@ -93,5 +93,7 @@ def cap(case: Situation) -> str:
 
 def cap_remedies(case: Situation) -> tuple[str, ...]:
     if case.policy.vm_rates or case.policy.link_rates:
-        return (f"raise the cap or shorten its hours: twinsite pair update {case.pair}",)
+        return (
+            f"raise the cap or shorten its hours: twinsite pair set {case.pair} --rate …, --link-rate … or --no-rates",
+        )
     return (f"raise it: [transfer] rates in the host.toml of {case.source.host}",)

@@ -5,9 +5,9 @@ from typing import Final
 from coordinator.protection.health import AHEAD_SECONDS, MISSED_SHARE, MONITORED_SECONDS
 from coordinator.protection.model import REPLICATING, Phase
 from coordinator.statistics.causes import BY_CAUSE, cap, cap_remedies
-from coordinator.statistics.facts import age, attempts, cycle_facts, protected_for, took
+from coordinator.statistics.facts import age, attempts, cycle_facts, protected_for, share, took
 from coordinator.statistics.lateness import Pace, busiest_disk, minutes_unseen, speed
-from coordinator.statistics.model import DAY, HOUR, MINUTE, total
+from coordinator.statistics.model import CAUSES, DAY, HOUR, MINUTE, total
 from coordinator.statistics.situation import Explanation, Situation
 from twinsite import units
 from twinsite.api.types.v1 import types_pb2
@@ -122,11 +122,15 @@ def _damaged(case: Situation) -> Explanation | None:
     count = case.receiving.scrub.damaged_clusters
     if not count:
         return None
+    found = f"{count} damaged cluster{'s were' if count != 1 else ' was'} found at {case.target.host}"
     return Explanation(
-        f"{case.name} is in time, but {count} damaged clusters were found at {case.target.host}",
-        ("they are sent again with the next cycles", age(case)),
+        f"{case.name} is in time, but {found}",
         (
-            f"twinsite vm verify {case.name} --repair",
+            "what the source still has is sent again with the next cycles; the point list marks points on the rest",
+            age(case),
+        ),
+        (
+            f"twinsite vm verify {case.name} --repair; twinsite point list {case.name}",
             f"look at the health of the disk that holds {case.target.host}'s store",
         ),
     )
@@ -171,9 +175,13 @@ def _late(case: Situation) -> Explanation | None:
     if pace is None or not pace.cause:
         verdict = f"{case.name} is late, and no cycle was measured that could say why"
         return Explanation(verdict, (age(case),), (f"look at the log of the host agent of {case.source.host}",))
-    because, remedies = BY_CAUSE[pace.cause](case, pace)
+    last = case.turned()
+    because, remedies = BY_CAUSE[last.cause](case, last) if last else BY_CAUSE[pace.cause](case, pace)
     missing = f"{hour.missed} of {hour.missed + hour.cycles} cycles of the last hour were missed"
     told = [age(case), *cycle_facts(case, pace), *([missing] if hour.missed else [])]
+    if last:
+        spent = sum(getattr(case.sending.last_causes, cause) for cause in CAUSES)
+        told.insert(1, f"the last cycle took {took(spent)}, {share(last, last.cause)} of it {last.cause}")
     how = "is late" if overdue else "has late cycles"
     return Explanation(f"{case.name} {how}: {because}", tuple(told), tuple(remedies))
 

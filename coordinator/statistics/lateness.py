@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ RECENT: Final = (900, HOUR, 6 * HOUR)  # seconds: the shortest that has cycles i
 MARGIN: Final = 1.25  # what is proposed fits with so much to spare
 _FREQUENCIES: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 43200, 86400)
 _ONE_DISK: Final = 0.7  # of the changes: then it is named
+_TURNED: Final = 3.0  # times what cycles took on average: the last one tells what is the matter now
 _BURST: Final = 3.0  # times what an ordinary hour changes
 
 
@@ -102,6 +103,15 @@ def of_last(causes: Mapping[str, float], seconds: float) -> Pace | None:
     timed: dict[str, Any] = {name: causes[name] for name in CAUSES}
     last = Measured(cycles=1, seconds_sum=whole, seconds_max=whole, **timed)
     return Pace(measured=last, seconds=max(60.0, seconds))
+
+
+def like_last(pace: Pace, causes: Mapping[str, float]) -> Pace | None:
+    """A pace at which all cycles spend their time as the last one did; None: it took no longer than those before."""
+    whole = sum(causes.values())
+    if whole <= _TURNED * pace.measured.average_seconds:
+        return None
+    timed: dict[str, Any] = {name: pace.measured.seconds_sum * causes[name] / whole for name in CAUSES}
+    return replace(pace, measured=replace(pace.measured, **timed))
 
 
 def busiest_disk(measured: Measured, names: Mapping[str, str]) -> tuple[str, float] | None:

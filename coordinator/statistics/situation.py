@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from coordinator.protection.health import Health, Side
 from coordinator.protection.model import Phase
 from coordinator.protection.policy import Policy
-from coordinator.statistics.lateness import Pace, of_last, recent
+from coordinator.statistics.lateness import Pace, like_last, of_last, recent
 from coordinator.statistics.model import CAUSES, HOUR, Measured, Row, total
 from twinsite.api.types.v1 import types_pb2
 
@@ -47,10 +47,18 @@ class Situation:
 
     def pace(self) -> Pace | None:
         found = recent(self.rows, self.now, pending_bytes=self.sending.pending_bytes)
-        if found is None:
-            causes = {name: getattr(self.sending.last_causes, name) for name in CAUSES}
-            found = of_last(causes, self.policy.frequency_seconds)
-        return found
+        return found or of_last(self._last_causes, self.policy.frequency_seconds)
+
+    def turned(self) -> Pace | None:
+        """Its pace with the time spent as in the last cycle, when that took far longer than those before: what held
+        it up then is what matters, and an average says it too late.
+        """
+        found = recent(self.rows, self.now, pending_bytes=self.sending.pending_bytes)
+        return like_last(found, self._last_causes) if found else None
+
+    @property
+    def _last_causes(self) -> Mapping[str, float]:
+        return {name: getattr(self.sending.last_causes, name) for name in CAUSES}
 
 
 @dataclass(frozen=True, slots=True)

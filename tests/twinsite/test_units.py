@@ -58,6 +58,8 @@ def test_what_is_printed_is_read_back_as_no_more_than_it_was(seconds: int) -> No
         ("512 KiB/s", 512 * KiB),
         ("100 Mbit/s", 12_500_000),
         ("2048 B/s", 2048),
+        ("200KB/s", 200_000),
+        ("200 kB/s", 200_000),
     ],
 )
 def test_rates_read_as_networks_and_people_write_them(text: str, count: int) -> None:

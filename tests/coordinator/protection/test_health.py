@@ -126,7 +126,7 @@ def scrubbed(damaged: int) -> Side:
             "waits for its seed",
         ),
         ({"newest_damaged": 3}, "replicating", "critical", "the newest point is damaged in 3 clusters"),
-        ({"target": scrubbed(2)}, "replicating", "warning", "2 damaged clusters were found at b1"),
+        ({"target": scrubbed(2)}, "replicating", "warning", "2 damaged clusters at b1"),
         ({"target": scrubbed(0)}, "replicating", "normal", ""),
         ({"missed_share": 0.2}, "replicating", "normal", ""),
         ({"missed_share": 0.34}, "replicating", "warning", "34% of the cycles of the last 12 hours were missed"),

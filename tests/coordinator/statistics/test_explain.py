@@ -149,12 +149,24 @@ def test_the_cap_that_holds_is_told_as_it_was_set() -> None:
     policy = Policy(frequency_seconds=FREQUENCY, vm_rates=rules)
     verdict, _, remedies = said(late({"cap": 1.0}, source=slow, policy=policy))
     assert "the cap of each VM, 1 MB/s 08:00-18:00, holds it back" in verdict
-    assert "twinsite pair update gold-a:gold-b" in remedies
+    assert "twinsite pair set gold-a:gold-b --rate" in remedies
     shared = Policy(frequency_seconds=FREQUENCY, link_rates=(RateRule(0, 0, 0, 3 * MB),))
     assert "this host's share of the link's (3 MB/s)" in said(late({"cap": 1.0}, source=slow, policy=shared))[0]
     verdict, _, remedies = said(late({"cap": 1.0}, source=slow))
     assert "the cap of 1 MB/s of host a1 holds it back" in verdict
     assert "host.toml of a1" in remedies
+
+
+def test_what_held_the_last_cycle_up_counts_more_than_how_cycles_were_before() -> None:
+    rows = minutes(60, cycles=2, missed=1, seconds_sum=20.0, target=16.0, network=4.0, wire_bytes=MB, disks={VDA: MB})
+    capped = source(rate_bytes_per_second=MB, last_causes=types_pb2.Causes(cap=90, network=8, target=2))
+    verdict, facts, remedies = said(late({}, rows=rows, source=capped))
+    assert "the cap of 1 MB/s of host a1 holds it back for 90 %" in verdict
+    assert "the last cycle took 1m40s, 90 % of it cap" in facts
+    assert "a cycle takes 10s on average" in facts
+    assert "host.toml of a1" in remedies
+    usual = source(rate_bytes_per_second=MB, last_causes=types_pb2.Causes(cap=9, network=8, target=2))
+    assert "b1 writes slowly" in said(late({}, rows=rows, source=usual))[0]
 
 
 def test_the_disk_that_brings_most_of_the_changes_is_named() -> None:
