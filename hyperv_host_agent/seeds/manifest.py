@@ -212,7 +212,7 @@ def read(folder: Path, *, vault: str, roots_pem: bytes) -> Manifest:
     try:
         body, chain, signature = _opened(data)
         theirs = body["vault"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestDamaged(folder, "it is not what an export writes") from error
     if isinstance(theirs, str) and theirs != vault:
         raise OtherVault(theirs[:40], vault)

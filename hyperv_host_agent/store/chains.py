@@ -114,7 +114,11 @@ class Chains:
                 rules.check_id("disk", disk_id): tuple(map(LayerRef.from_json, layers))
                 for disk_id, layers in document["disks"].items()
             }
-            return cls(int(document["through"]), disks)
+            chains = cls(int(document["through"]), disks)
+            copies.as_written(document, chains.document())
+            if any(not layers or layers[0].backing is not None for layers in disks.values()):
+                raise ValueError("names a disk whose first layer stands on another")
+            return chains  # noqa: TRY300  # what as_written raises is meant as well
         except (KeyError, TypeError, AttributeError, BadName) as error:
             raise ValueError(f"is malformed: {error}") from error
 
@@ -125,12 +129,9 @@ def load(directory: Path, vm_id: str, manifests: Mapping[int, Manifest], lost: C
     Layers of a lost cycle that later ones stand on are known by their files.
     """
     path, chains = directory / CHAINS, Chains()
-    documents, problems = copies.read(path)
+    documents, problems = copies.read(path, Chains.decode)
     if documents:
-        try:
-            chains = Chains.decode(documents[0])
-        except ValueError as error:
-            raise StoreDamaged(vm_id, f"{CHAINS} {error}") from error
+        chains = documents[0]
         if problems or len(documents) == 1 or documents[0] != documents[1]:
             store(directory, chains)
     elif problems:

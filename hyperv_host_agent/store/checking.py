@@ -90,9 +90,9 @@ def collect(directory: Path, chains: Chains, *, views: set[Path], partials: set[
         for layer in layers
         for path in _files(directory / disk_id / layer.file)
     }
-    for folder in [path for path in directory.iterdir() if path.is_dir()]:
+    for folder in [directory, *(path for path in directory.iterdir() if path.is_dir())]:
         for path in list(folder.iterdir()):
-            ours = _OURS.fullmatch(path.name) if folder.name != POINTS else None
+            ours = _OURS.fullmatch(path.name) if folder not in {directory, directory / POINTS} else None
             old = ours is not None and (up_to is None or int(ours[1]) <= up_to)
             temporary = up_to is None and _TEMPORARY.fullmatch(path.name) is not None
             view = up_to is None and _VIEW.fullmatch(path.name) is not None

@@ -1,13 +1,14 @@
 """Small documents that a damaged sector must not cost: sealed, written twice, read from whichever is whole."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from hyperv_host_agent.store import files
 
 COPY: Final = ".copy"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +63,35 @@ def remove(path: Path) -> None:
     files.remove_file(path)
 
 
-def read(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def read(path: Path, decode: Callable[[dict[str, Any]], T]) -> tuple[list[T], list[str]]:
     """What the whole ones of the two say, first the first; and what is wrong with those that are not.
 
-    A document without its second copy is what a crash leaves: nothing is wrong with it.
+    A document without its second copy is what a crash leaves: nothing is wrong with it. What nobody here would have
+    written is damaged too: `decode` raises ValueError, KeyError, TypeError or AttributeError for it.
     """
     documents, problems = [], []
     for one in (path, copy_path(path)):
         try:
-            documents.append(files.unseal(one.read_bytes()))
+            documents.append(decode(files.unseal(one.read_bytes())))
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
             problems.append(f"{one.name} {error}")
+        except (KeyError, TypeError, AttributeError) as error:
+            problems.append(f"{one.name} is malformed: {error}")
     return documents, problems
+
+
+def as_written(document: Mapping[str, Any], again: Mapping[str, object]) -> None:
+    """That a document says, word for word, what was understood of it. Raises ValueError."""
+    if document != again:
+        raise ValueError("is malformed")
+
+
+def tidy(path: Path) -> None:
+    """Remove what a crash left of writing either copy. Raises OSError."""
+    for one in (path, copy_path(path)):
+        files.remove_file(one.with_name(one.name + ".tmp"))
 
 
 def exists(path: Path) -> bool:

@@ -38,7 +38,12 @@ class Damage:
     @classmethod
     def from_json(cls, value: Any) -> "Damage":
         disk, file, problem, cluster, cycle, until, fingerprint = value
-        return cls(disk, file, problem, cluster, cycle, until, bytes.fromhex(fingerprint))
+        made = cls(disk, file, problem, cluster, int(cycle), int(until), bytes.fromhex(fingerprint))
+        if not all(isinstance(text, str) for text in (disk, file, problem)) or made.to_json() != value:
+            raise ValueError("is malformed")
+        if cluster is not None and int(cluster) < 0:
+            raise ValueError(f"names cluster {cluster}")
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +65,12 @@ class Record:
     def __init__(self, directory: Path) -> None:
         """Read it; when both copies are lost, the check begins again. Raises OSError."""
         self._path = directory / FILE
-        documents, _ = copies.read(self._path)
-        document = documents[0] if documents else {}
         self._data = b""  # as it was written last
-        self.position: Position | None = Position(*document["position"]) if document.get("position") else None
-        self.checked: int = document.get("checked", 0)
-        self.completed: float | None = document.get("completed")
-        self.repaired: int = document.get("repaired", 0)
-        self._damages = [Damage.from_json(value) for value in document.get("damages", ())]
+        self.position: Position | None
+        self.completed: float | None
+        documents, _ = copies.read(self._path, _decode)
+        held = documents[0] if documents else (None, 0, None, 0, [])
+        self.position, self.checked, self.completed, self.repaired, self._damages = held
         if documents:
             self.save()
 
@@ -108,14 +111,39 @@ class Record:
 
     def save(self) -> None:
         """Raises OSError."""
-        position = self.position
         self._data = copies.write(
-            self._path,
-            {
-                "position": [position.disk, position.layer, position.cluster] if position else None,
-                "checked": self.checked,
-                "completed": self.completed,
-                "repaired": self.repaired,
-                "damages": [damage.to_json() for damage in self._damages],
-            },
+            self._path, _document(self.position, self.checked, self.completed, self.repaired, self._damages)
         )
+
+
+_Held = tuple[Position | None, int, float | None, int, list[Damage]]
+
+
+def _document(
+    position: Position | None, checked: int, completed: float | None, repaired: int, damages: list[Damage]
+) -> dict[str, object]:
+    return {
+        "position": [position.disk, position.layer, position.cluster] if position else None,
+        "checked": checked,
+        "completed": completed,
+        "repaired": repaired,
+        "damages": [damage.to_json() for damage in damages],
+    }
+
+
+def _decode(document: dict[str, Any]) -> _Held:
+    position, completed = None, document["completed"]
+    if document["position"] is not None:
+        disk, layer, cluster = document["position"]
+        position = Position(str(disk), int(layer), int(cluster))
+        if cluster < 0:
+            raise ValueError(f"is at cluster {cluster}")
+    held = (
+        position,
+        int(document["checked"]),
+        None if completed is None else float(completed),
+        int(document["repaired"]),
+        [Damage.from_json(value) for value in document["damages"]],
+    )
+    copies.as_written(document, _document(*held))
+    return held

@@ -102,14 +102,18 @@ def seal(document: Mapping[str, object]) -> bytes:
 
 
 def unseal(data: bytes) -> dict[str, Any]:
-    """The document in what `seal` made. Raises ValueError when a bit of it differs."""
+    """The document in what `seal` made; no number in it is infinite. Raises ValueError when a bit of it differs."""
     try:
-        document = json.loads(data)["document"]
-    except (ValueError, KeyError, TypeError) as error:
+        document = json.loads(data, parse_constant=_refused)["document"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError("is not a sealed document") from error
     if not isinstance(document, dict) or seal(document) != data:
         raise ValueError("does not match its checksum")
     return document
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"holds {constant}")
 
 
 @contextmanager

@@ -119,14 +119,15 @@ class Keeps:
         return self._directory / f"{cycle:06}.json"
 
     def _read(self, path: Path) -> None:
-        documents, problems = copies.read(path)
-        if documents:
-            marks = [_decode(document) for document in documents]
+        marks, problems = copies.read(path, _decode)
+        if marks and any(self._path(mark.cycle) != path for mark in marks):
+            marks, problems = [], [f"{path.name} is of another point"]
+        if marks:
             # A crash between the copies leaves them apart, and what was said last is in the first. But no lock that
             # was ever said is shortened.
             mark = replace(marks[0], locked_until=max(mark.locked_until for mark in marks))
             self._marks[mark.cycle] = mark
-            if len(documents) != 2 or documents[0] != documents[1]:
+            if len(marks) != 2 or marks[0] != marks[1]:
                 copies.write(path, mark.encode())
         elif problems and path.stem.isdecimal():
             self._lost[int(path.stem)] = "; ".join(problems)
@@ -162,6 +163,13 @@ def told(point: PointInfo, mark: Mark, now: float, wall: float) -> PointInfo:
 
 def _decode(document: dict[str, Any]) -> Mark:
     locked_at, locked_until = document["locked"]
-    return Mark(
-        document["cycle"], bytes.fromhex(document["id"]), document["kept"], document["name"], locked_at, locked_until
+    mark = Mark(
+        int(document["cycle"]),
+        bytes.fromhex(document["id"]),
+        bool(document["kept"]),
+        str(document["name"]),
+        float(locked_at),
+        float(locked_until),
     )
+    copies.as_written(document, mark.encode())
+    return mark

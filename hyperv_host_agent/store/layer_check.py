@@ -17,6 +17,7 @@ from twinsite.extents import CLUSTER, clusters, runs
 
 _STEP: Final = 4 << 20  # bytes of frames between two looks of the caller
 _PIECE: Final = 1 << 20
+_FARTHEST: Final = 1 << 62  # no file is so long
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,8 @@ class LayerCheck:
     def _frame_problem(self, entry: Entry) -> str | None:
         if self._fd < 0:
             return self._problem
+        if entry.length > zstd_frame.MAX_FRAME or entry.offset >= _FARTHEST:
+            return f"it is said to be {entry.length} bytes at {entry.offset}"
         try:
             stored = self._read(entry.offset, entry.length)
             if len(stored) != entry.length:

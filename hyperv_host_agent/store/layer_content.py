@@ -36,8 +36,12 @@ class LayerContent:
 
     def frame(self, entry: Entry) -> bytes:
         """The frame as it is stored, whatever it is. Raises LayerDamaged when it is cut off or cannot be read."""
+        if entry.length > zstd_frame.MAX_FRAME:
+            raise LayerDamaged(self.side.path, f"says that {entry.length} bytes hold it", entry.cluster)
         try:
             frame = os.pread(self._fd, entry.length, entry.offset)
+        except OverflowError as error:  # a damaged side file may say anything
+            raise LayerDamaged(self.side.path, f"names offset {entry.offset}", entry.cluster) from error
         except OSError as error:
             raise LayerDamaged(self.layer.path, f"cannot be read: {error.strerror}", entry.cluster) from error
         if len(frame) != entry.length:

@@ -40,9 +40,10 @@ class LockClock:
     def __init__(self, root: Path, *, read: Callable[[], Boot] = boot) -> None:
         self._path, self._read = root / FILE, read
         self._lock = threading.Lock()
-        documents, _ = copies.read(self._path)
+        copies.tidy(self._path)
+        documents, _ = copies.read(self._path, _decode)
         # The further one: a crash between the two copies leaves them apart.
-        self._passing = max(map(_decode, documents), key=lambda one: one.elapsed, default=Passing(0.0, read()))
+        self._passing = max(documents, key=lambda one: one.elapsed, default=Passing(0.0, read()))
         self._saved = self._passing.elapsed
         self._data = b""  # as it was written last
         if documents:
@@ -79,13 +80,17 @@ class LockClock:
             return [Document(self._path, self._data)] if self._data else []
 
     def _save(self) -> None:
-        last = self._passing.last
-        self._data = copies.write(
-            self._path,
-            {"elapsed": self._passing.elapsed, "boot": last.id, "seconds": last.seconds, "wall": last.wall},
-        )
+        self._data = copies.write(self._path, _document(self._passing))
         self._saved = self._passing.elapsed
 
 
 def _decode(document: dict[str, Any]) -> Passing:
-    return Passing(document["elapsed"], Boot(document["boot"], document["seconds"], document["wall"]))
+    last = Boot(str(document["boot"]), float(document["seconds"]), float(document["wall"]))
+    passing = Passing(float(document["elapsed"]), last)
+    copies.as_written(document, _document(passing))
+    return passing
+
+
+def _document(passing: Passing) -> dict[str, object]:
+    last = passing.last
+    return {"elapsed": passing.elapsed, "boot": last.id, "seconds": last.seconds, "wall": last.wall}

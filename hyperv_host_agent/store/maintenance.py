@@ -3,6 +3,7 @@
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from hyperv_host_agent.store import files, merge_plan, merging, repair, seeding
 from hyperv_host_agent.store.base import Budget, MaintainReport, NoSpace, StoreDamaged
@@ -103,7 +104,13 @@ class Maintenance:
             while not budget.exhausted and not self._stop.is_set():
                 self._room(0)
                 before = work.written
-                if not work.advance():
+                try:
+                    more = work.advance()
+                except OSError:  # what failed is not gone on with: the next round begins it anew
+                    with suppress(OSError):
+                        self.abandon()
+                    raise
+                if not more:
                     self._work = None
                     return self._put_in_place(work)
                 budget.spend(max(work.written - before, _STEP_COST))

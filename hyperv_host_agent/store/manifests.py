@@ -132,32 +132,33 @@ class Manifest:
         )
 
     def encode(self) -> bytes:
-        return files.seal(
-            {
-                "format": FORMAT,
-                "vm": self.vm_id,
-                "cycle": self.cycle,
-                "id": self.id.hex(),
-                "parent": self.parent,
-                "instant": self.instant,
-                "consistency": self.consistency,
-                "term": self.term,
-                "machine": b64encode(self.machine).decode(),
-                "clusters": self.clusters,
-                "bytes": self.stored_bytes,
-                "placeholder": self.placeholder,
-                "disks": [
-                    {
-                        "id": disk.geometry.id,
-                        "name": disk.geometry.name,
-                        "size": disk.geometry.size,
-                        "at": disk.at,
-                        "layer": disk.layer.to_json() if disk.layer else None,
-                    }
-                    for disk in self.disks
-                ],
-            }
-        )
+        return files.seal(self.document())
+
+    def document(self) -> dict[str, object]:
+        return {
+            "format": FORMAT,
+            "vm": self.vm_id,
+            "cycle": self.cycle,
+            "id": self.id.hex(),
+            "parent": self.parent,
+            "instant": self.instant,
+            "consistency": self.consistency,
+            "term": self.term,
+            "machine": b64encode(self.machine).decode(),
+            "clusters": self.clusters,
+            "bytes": self.stored_bytes,
+            "placeholder": self.placeholder,
+            "disks": [
+                {
+                    "id": disk.geometry.id,
+                    "name": disk.geometry.name,
+                    "size": disk.geometry.size,
+                    "at": disk.at,
+                    "layer": disk.layer.to_json() if disk.layer else None,
+                }
+                for disk in self.disks
+            ],
+        }
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -168,28 +169,30 @@ class Manifest:
                 raise ValueError(f"has format {document['format']}")
             disks = tuple(
                 DiskRef(
-                    DiskGeometry(rules.check_id("disk", disk["id"]), disk["size"], disk["name"]),
-                    disk["at"],
+                    DiskGeometry(rules.check_id("disk", disk["id"]), int(disk["size"]), str(disk["name"])),
+                    int(disk["at"]),
                     LayerRef.from_json(disk["layer"]) if disk["layer"] else None,
                 )
                 for disk in document["disks"]
             )
-            return cls(
-                vm_id=document["vm"],
-                cycle=document["cycle"],
+            manifest = cls(
+                vm_id=str(document["vm"]),
+                cycle=int(document["cycle"]),
                 id=bytes.fromhex(document["id"]),
-                parent=document["parent"],
-                instant=document["instant"],
-                consistency=document["consistency"],
-                term=document["term"],
+                parent=int(document["parent"]),
+                instant=float(document["instant"]),
+                consistency=str(document["consistency"]),
+                term=int(document["term"]),
                 machine=b64decode(document["machine"]),
-                clusters=document["clusters"],
-                stored_bytes=document["bytes"],
+                clusters=int(document["clusters"]),
+                stored_bytes=int(document["bytes"]),
                 disks=disks,
-                placeholder=document["placeholder"],
+                placeholder=bool(document["placeholder"]),
             )
         except (KeyError, TypeError, BadName) as error:
             raise ValueError(f"is malformed: {error}") from error
+        copies.as_written(document, manifest.document())
+        return manifest
 
 
 def layer_name(cycle: int) -> str:

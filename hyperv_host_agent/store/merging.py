@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-from hyperv_host_agent.store import files
+from hyperv_host_agent.store import files, rules
+from hyperv_host_agent.store.base import BadName
 from hyperv_host_agent.store.chains import CHAINS, Chains, store
 from hyperv_host_agent.store.copies import copy_path
 from hyperv_host_agent.store.formats import side_file, zstd_frame
@@ -48,9 +49,13 @@ class Intent:
         """Raises ValueError."""
         document = files.unseal(data)
         try:
-            return cls(document["disk"], tuple(document["group"]), LayerRef.from_json(document["into"]))
-        except (KeyError, TypeError) as error:
+            disk, group = rules.check_id("disk", document["disk"]), tuple(map(str, document["group"]))
+            intent = cls(disk, group, LayerRef.from_json(document["into"]))
+        except (KeyError, TypeError, BadName) as error:
             raise ValueError(f"is malformed: {error}") from error
+        if intent.encode() != data or not group or intent.into.file != group[-1]:
+            raise ValueError("is malformed")
+        return intent
 
 
 def publish(directory: Path, intent: Intent, chains: Chains) -> Chains:

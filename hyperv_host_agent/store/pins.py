@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hyperv_host_agent.store import copies, files
 from hyperv_host_agent.store.base import StoreDamaged
@@ -20,13 +20,15 @@ class Pins:
         for path in self._directory.glob("*.tmp"):
             path.unlink()
         for name in copies.names(self._directory):
-            documents, problems = copies.read(self._directory / name)
+            documents, problems = copies.read(self._directory / name, _decode)
+            if documents and any(owner != name for owner, _ in documents):
+                raise StoreDamaged(vm_id, f"pin {name} is of {documents[0][0]}")
             if not documents:
                 raise StoreDamaged(vm_id, f"pin {'; '.join(problems)}")
             # A crash between the copies leaves them apart, and what was said last is in the first.
-            self._cycles[str(documents[0]["owner"])] = set(map(int, documents[0]["cycles"]))
+            self._cycles[name] = documents[0][1]
             if len(documents) == 1 or documents[0] != documents[1]:
-                copies.write(self._directory / name, documents[0])
+                copies.write(self._directory / name, _document(*documents[0]))
 
     def add(self, owner: str, cycle: int) -> None:
         cycles = self._cycles.get(owner, set()) | {cycle}
@@ -65,3 +67,9 @@ class Pins:
 
 def _document(owner: str, cycles: Collection[int]) -> dict[str, object]:
     return {"owner": owner, "cycles": sorted(cycles)}
+
+
+def _decode(document: dict[str, Any]) -> tuple[str, set[int]]:
+    owner, cycles = str(document["owner"]), set(map(int, document["cycles"]))
+    copies.as_written(document, _document(owner, cycles))
+    return owner, cycles

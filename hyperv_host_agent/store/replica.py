@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hyperv_host_agent.replication.cycle import Batch, Committed, CycleHeader, Kind, TargetState, Wanted
 from hyperv_host_agent.store import copies, files, manifests, merging, rules, seeding
@@ -450,13 +450,20 @@ def _term_document(vm_id: str, term: int) -> dict[str, object]:
 
 def _read_term(directory: Path, vm_id: str, least: int) -> int:
     """The replica's term, never below `least`; both copies say so afterwards. Raises StoreDamaged, OSError."""
-    documents, problems = copies.read(directory / TERM)
+    documents, problems = copies.read(directory / TERM, _term_of)
     if not documents:
         raise StoreDamaged(vm_id, "; ".join(problems))
-    if any(document["vm"] != vm_id for document in documents):
-        raise StoreDamaged(vm_id, f"{TERM} is of VM {documents[0]['vm']}")
+    for owner, _ in documents:
+        if owner != vm_id:
+            raise StoreDamaged(vm_id, f"{TERM} is of VM {owner}")
     # A crash between the two copies leaves them apart. Nobody was told the higher one, and it does no harm.
-    term = max(least, *(int(document["term"]) for document in documents))
-    if documents != [_term_document(vm_id, term)] * 2:
+    term = max(least, *(term for _, term in documents))
+    if documents != [(vm_id, term)] * 2:
         write_term(directory, vm_id, term)
     return term
+
+
+def _term_of(document: dict[str, Any]) -> tuple[str, int]:
+    owner, term = str(document["vm"]), int(document["term"])
+    copies.as_written(document, _term_document(owner, term))
+    return owner, term

@@ -63,30 +63,28 @@ class Seeded:
 
     @classmethod
     def decode(cls, document: Mapping[str, Any]) -> Self:
-        """Raises ValueError."""
-        try:
-            return cls(
-                id=bytes.fromhex(document["id"]),
-                cycle=document["cycle"],
-                after=document["after"],
-                lacking=tuple(Wanted(disk, Run(start, count)) for disk, start, count in document["lacking"]),
-                whole_at=document["whole_at"],
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"is malformed: {error}") from error
+        """Raises ValueError, KeyError, TypeError."""
+        seeded = cls(
+            id=bytes.fromhex(document["id"]),
+            cycle=int(document["cycle"]),
+            after=int(document["after"]),
+            lacking=tuple(Wanted(str(disk), Run(int(start), int(count))) for disk, start, count in document["lacking"]),
+            whole_at=int(document["whole_at"]),
+        )
+        if any(want.run.start < 0 or want.run.count < 1 for want in seeded.lacking):
+            raise ValueError("names clusters that cannot be")
+        copies.as_written(document, seeded.document())
+        return seeded
 
 
 def read(directory: Path, vm_id: str) -> Seeded | None:
     """What came of the replica's seed; None: it has or had none. Raises StoreDamaged, OSError."""
-    documents, problems = copies.read(directory / SEED)
+    documents, problems = copies.read(directory / SEED, Seeded.decode)
     if not documents:
         if problems:
             raise StoreDamaged(vm_id, "; ".join(problems))
         return None
-    try:
-        seeded = Seeded.decode(documents[0])
-    except ValueError as error:
-        raise StoreDamaged(vm_id, f"{SEED} {error}") from error
+    seeded = documents[0]
     if len(documents) == 1 or documents[0] != documents[1]:
         write(directory, seeded)
     return seeded

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from hyperv_host_agent.replication.cycle import Wanted
-from hyperv_host_agent.store import copies, files
+from hyperv_host_agent.store import copies, files, rules
 from twinsite.extents import Run
 
 FILE: Final = "wanted.json"
@@ -19,10 +19,8 @@ class WantedRuns:
     def __init__(self, directory: Path) -> None:
         """Read them. When both copies are damaged none are wanted: the scrub comes to the same clusters again."""
         self._path = directory / FILE
-        documents, self._problems = copies.read(self._path)
-        self._runs: dict[str, list[Run]] = {}
-        for document in documents[:1]:
-            self._runs = {disk: [Run(*run) for run in runs] for disk, runs in document["disks"].items()}
+        documents, self._problems = copies.read(self._path, _decode)
+        self._runs: dict[str, list[Run]] = documents[0] if documents else {}
         if self._problems or len(documents) == 1:
             self.restore()
 
@@ -68,18 +66,31 @@ class WantedRuns:
         return self._runs.get(disk, [])
 
     def documents(self) -> list[copies.Document]:
-        return [copies.Document(self._path, files.seal(self._document()))] if self._runs else []
-
-    def _document(self) -> dict[str, object]:
-        return {"disks": {disk: [[run.start, run.count] for run in runs] for disk, runs in self._runs.items()}}
+        return [copies.Document(self._path, files.seal(_document(self._runs)))] if self._runs else []
 
     def restore(self) -> None:
         """Write both copies from what is known. Raises OSError."""
         if self._runs:
-            copies.write(self._path, self._document())
+            copies.write(self._path, _document(self._runs))
         else:
             copies.remove(self._path)
             files.sync_directory(self._path.parent)
+
+
+def _decode(document: dict[str, Any]) -> dict[str, list[Run]]:
+    disks = {
+        rules.check_id("disk", disk): [Run(int(start), int(count)) for start, count in runs]
+        for disk, runs in document["disks"].items()
+    }
+    for disk, runs in disks.items():
+        if runs != list(_union(runs)) or runs[0].start < 0:
+            raise ValueError(f"names clusters of disk {disk} out of order")
+    copies.as_written(document, _document(disks))
+    return disks
+
+
+def _document(disks: Mapping[str, list[Run]]) -> dict[str, object]:
+    return {"disks": {disk: [[run.start, run.count] for run in runs] for disk, runs in disks.items()}}
 
 
 def _union(runs: Iterable[Run]) -> Iterator[Run]:

@@ -132,6 +132,9 @@ def content(frame: bytes | memoryview) -> bytes:
     if decompressor is None:
         decompressor = _local.decompressor = zstandard.ZstdDecompressor()
     try:
+        # What a frame says of its size is allocated, whatever limit is given.
+        if zstandard.frame_content_size(frame) not in {CLUSTER, -1}:
+            raise BadFrame("does not hold a cluster")
         data = decompressor.decompress(frame, max_output_size=CLUSTER)
     except zstandard.ZstdError as error:
         raise BadFrame(str(error)) from error

@@ -1,158 +1,243 @@
-"""The store on disk under kill -9, I/O errors and a full disk, at every system call it makes."""
+"""Everything the store does under kill -9, at every system call that changes a file."""
 
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import pytest
 
+from hyperv_host_agent.store.base import PointLocked, ReplicaMissing, StoreDamaged
 from hyperv_host_agent.store.chain import ChainStore
+from hyperv_host_agent.store.formats.qcow2 import LayerDamaged
 from hyperv_host_agent.store.replica import ChainReplica
-from tests.fakes import store_workload, strace
+from tests.fakes import store_workload, warm_program
 from tests.fakes.chain_rig import ChainRig
-from tests.fakes.store_workload import BEFORE, KEPT, MANY, VM, history, prepare, receive
+from tests.fakes.replicated_machine import Cycle, fingerprints
+from tests.fakes.store_workload import BEFORE, KEPT, MANY, TERM, THIN, VM, WANTED, WORKS, Session, damaged_history, take
+from tests.fakes.warm_program import Warm
 
-pytestmark = pytest.mark.system  # a few hundred processes
+pytestmark = pytest.mark.system  # a thousand processes
 
-SCRIPT = Path(store_workload.__file__)
-LEFTOVERS = {".partial", ".merged", ".tmp", ".journal"}
-STEPS = {"pwrite64": 4, "fsync": 2, "unlink": 2}  # there are many of them in the longest workload
-CALLS = ("pwrite64", "fsync", "fdatasync", "rename", "ftruncate", "unlink")
-
-
-@pytest.fixture
-def prepared(quick_path: Path) -> Path:
-    strace.require_strace()
-    prepare(quick_path / "prepared")
-    return quick_path / "prepared"
+LEFTOVERS: Final = {".partial", ".merged", ".mended", ".tmp", ".journal", ".seed"}
 
 
-def fresh(prepared: Path) -> Path:
-    """The prepared store again."""
-    root = prepared.with_name("store")
-    shutil.rmtree(root, ignore_errors=True)
-    shutil.copytree(prepared, root)
-    return root
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    with store_workload.started() as program:
+        yield program
 
 
-def touched(root: Path) -> list[Path]:
-    """Every path that receiving or maintaining may touch."""
-    vm = root / VM
-    names = [f"{cycle:06}" for cycle in range(1, MANY + 2)]
-    paths = [root, vm, vm / "points", vm / "pins", vm / "receiving.journal"]
-    documents = ("replica.json", "merge.json", "chains.json", "chains.json.copy", "pins/user")
-    paths += [vm / f"{name}{ending}" for name in documents for ending in ("", ".tmp")]
-    for disk in ("a", "b"):
-        endings = ("qcow2", "qcow2.partial", "qcow2.merged", "fp", "fp.merged", "view.qcow2", "view.qcow2.partial")
-        paths += [vm / disk, *(vm / disk / f"{name}.{ending}" for name in names for ending in endings)]
-    return paths + [vm / "points" / f"{name}.json{tmp}" for name in names for tmp in ("", ".tmp")]
+@dataclass
+class Crashed:
+    """A store that a killed program left, and what that program had been told."""
+
+    name: str
+    root: Path
+    said: list[str]
+
+    @property
+    def cycles(self) -> tuple[Cycle, ...]:
+        return WORKS[self.name].cycles()
+
+    def told(self, *words: object) -> bool:
+        return " ".join(map(str, words)) in self.said
+
+    def highest(self, word: str) -> int:
+        return max((int(line.split()[1]) for line in self.said if line.split()[0] == word), default=0)
 
 
-def assert_points(rig: ChainRig, replica: ChainReplica, count: int = BEFORE) -> None:
-    cycles = history(count)
-    for point in replica.points():
+def assert_points(rig: ChainRig, replica: ChainReplica, cycles: tuple[Cycle, ...], attach: int) -> None:
+    """Every point is the source at its instant: one of them as a hypervisor sees it, all as the store vouches.
+
+    Where there was damage, it is an error and never other content.
+    """
+    damage = cycles is damaged_history()
+    points = replica.points()
+    for point in points:
         cycle = cycles[point.cycle - 1]
         assert cycle.header.id == point.id
         for disk, content in cycle.content.items():
-            assert rig.content(replica, point.cycle, disk) == content
-    assert list(replica.verify()) == []
-
-
-def reopened(root: Path) -> tuple[ChainRig, ChainReplica]:
-    rig = ChainRig(root)
-    return rig, rig.store.open(VM)
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_a_kill_at_any_call_while_receiving_loses_nothing_that_was_acknowledged(prepared: Path, call: str):
-    cycle = history()[BEFORE]
-    root = fresh(prepared)
-    for said in strace.kill_points(SCRIPT, ["receive", str(root)], call=call, paths=touched(root)):
-        rig, replica = reopened(root)
-        state = replica.state()
-        assert state.committed is not None
-        synced = max([0, *(int(line.split()[1]) for line in said.splitlines() if line.startswith("synced"))])
-        if f"committed {BEFORE + 1}" in said:
-            assert state.committed.number == BEFORE + 1
-        if state.committed.number == BEFORE:
-            assert (state.unfinished.durable if state.unfinished else 0) >= synced
-        receive(replica, cycle)
-        assert [point.cycle for point in replica.points()] == list(range(1, BEFORE + 2))
-        assert_points(rig, replica)
-        replica.close()
-        assert_tidy(root)
-        fresh(prepared)
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_a_kill_at_any_call_while_maintaining_leaves_every_kept_point_whole(prepared: Path, call: str):
-    root = fresh(prepared)
-    for said in strace.kill_points(SCRIPT, ["maintain", str(root)], call=call, paths=touched(root)):
-        rig, replica = reopened(root)
-        assert {point.cycle for point in replica.points()} >= {KEPT, BEFORE}
-        assert_points(rig, replica)
-        replica.maintain(keep=[KEPT])
-        assert [point.cycle for point in replica.points()] == [KEPT, BEFORE]
-        assert [path.name for path in rig.layers("a")] == ["000005.qcow2", "000006.qcow2", "000007.qcow2"]
-        receive(replica, history()[BEFORE])
-        assert_points(rig, replica)
-        replica.close()
-        assert_tidy(root)
-        assert "maintained" not in said or "True" in said
-        fresh(prepared)
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_a_kill_at_any_call_while_packs_are_made_used_and_thinned_out_leaves_every_kept_point_whole(
-    prepared: Path, call: str
-):
-    many = prepared.with_name("many")
-    prepare(many, MANY)
-    root = fresh(many)
-    for said in strace.kill_points(
-        SCRIPT, ["pack", str(root)], call=call, paths=touched(root), step=STEPS.get(call, 1)
-    ):
-        rig, replica = reopened(root)
-        points = {point.cycle: point for point in replica.points()}
-        assert points.keys() >= {KEPT, KEPT + 5, MANY}
-        assert "detached" in said or len(points) == MANY
-        if "attached 2" in said and "attached 8" not in said:
-            assert points[2].pinned_by == ("user",)
-        assert_points(rig, replica, MANY)
-        replica.detach("user")
-        replica.maintain(keep=[KEPT, KEPT + 5])
-        assert [point.cycle for point in replica.points()] == [KEPT, KEPT + 5, MANY]
-        assert_points(rig, replica, MANY)
-        replica.close()
-        assert_tidy(root)
-        fresh(many)
-
-
-@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
-@pytest.mark.parametrize("call", ["pwrite64", "fsync", "fdatasync", "rename", "ftruncate"])
-@pytest.mark.parametrize("work", ["receive", "maintain", "stay"])
-def test_a_call_that_fails_once_costs_no_point_and_no_restart(prepared: Path, call: str, error: str, work: str):
-    number, step, hit = 1, {"pwrite64": 3, "fsync": 2}.get(call, 1), True
-    while hit:
-        root = fresh(prepared)
-        words = ["receive", str(root), "stay"] if work == "stay" else [work, str(root)]
-        done = strace.run(SCRIPT, words, inject=f"{call}:error={error}:when={number}", paths=touched(root))
-        assert done.returncode == 0, done.stderr
-        hit = any(word in done.stdout for word in ("no-space", "write-failed", "not-opened", "False"))
-        if error == "EIO" or call in {"fsync", "fdatasync"}:  # a failed sync is never tried again
-            assert "no-space" not in done.stdout
-        else:
-            assert "write-failed" not in done.stdout
-        rig, replica = reopened(root)
-        state = replica.state()
-        assert state.committed is not None
-        assert state.committed.number == BEFORE + (work != "maintain")
-        assert_points(rig, replica)
-        replica.close()
-        number += step
-    assert number > 1 + step or call in {"ftruncate", "fdatasync"}
+            with suppress(*[StoreDamaged] if damage else []):
+                assert dict(replica.fingerprints(disk, 0, 1 << 30, cycle=point.cycle)) == fingerprints(content)
+    if points:
+        number = points[attach % len(points)].cycle
+        for disk, content in cycles[number - 1].content.items():
+            with suppress(*[LayerDamaged, StoreDamaged] if damage else []):
+                assert rig.content(replica, number, disk) == content
+        replica.detach("reader")
 
 
 def assert_tidy(root: Path) -> None:
     """No crash left anything behind."""
     ChainStore(root).open(VM).close()
     assert [path.name for path in root.rglob("*") if path.suffix in LEFTOVERS or ".view." in path.name] == []
+
+
+def numbers(replica: ChainReplica) -> list[int]:
+    return [point.cycle for point in replica.points()]
+
+
+def received(left: Crashed, replica: ChainReplica) -> None:
+    state = replica.state()
+    assert state.committed is not None
+    assert state.committed.number >= max(BEFORE, left.highest("committed"))
+    if state.committed.number == BEFORE and left.highest("synced"):
+        assert state.unfinished is not None
+        assert state.unfinished.durable >= left.highest("synced")
+    assert numbers(replica) == list(range(1, state.committed.number + 1))
+
+
+def maintained(left: Crashed, replica: ChainReplica) -> None:
+    assert set(numbers(replica)) >= {KEPT, BEFORE}
+    if left.said:
+        assert left.told("maintained", True)
+        assert numbers(replica) == [KEPT, BEFORE]
+
+
+def all_kept(_left: Crashed, replica: ChainReplica) -> None:
+    assert numbers(replica) == list(range(1, MANY + 1))
+
+
+def in_use(left: Crashed, replica: ChainReplica) -> None:
+    all_kept(left, replica)
+    pins = {point.cycle: point.pinned_by for point in replica.points()}
+    for owner, cycle in (("one", 2), ("two", 3)):
+        if left.told("attached", owner, cycle) and not (owner == "one" and left.told("attached", "two", 3)):
+            assert owner in pins[cycle] or left.told("detached", owner) or left.told("attached", "two", 3)
+        if left.told("detached", owner):
+            assert owner not in pins[cycle]
+
+
+def thinned(left: Crashed, replica: ChainReplica) -> None:
+    assert set(numbers(replica)) >= {*THIN, MANY}
+    if left.said:
+        assert left.told("maintained", True)
+        assert numbers(replica) == [*THIN, MANY]
+
+
+def repaired(left: Crashed, replica: ChainReplica) -> None:
+    mended = left.told("repaired", 3) or left.highest("scrubbed")
+    assert not mended or 3 not in {finding.cluster for finding in replica.verify()}
+    newest = numbers(replica)[-1]
+    assert newest >= left.highest("committed")
+    if left.told("wanted", "a:0") and newest == len(left.cycles) - 1:
+        assert [want.run.start for want in replica.state().wanted] == [0]
+
+
+def marked(left: Crashed, replica: ChainReplica) -> None:
+    two, three = (replica.points()[at] for at in (1, 2))
+    if left.told("freed", 2):
+        assert (two.kept, two.name) == (False, "")
+    elif left.told("kept", 2) and not left.told("locked", 3):
+        assert (two.kept, two.name) == (True, "two")
+    if left.told("locked", 3):
+        assert three.locked_until is not None
+        with pytest.raises(PointLocked):
+            ChainStore(left.root).remove(VM)
+    else:
+        assert not left.told("freed", 2)
+
+
+def wanted(left: Crashed, replica: ChainReplica) -> None:
+    state = replica.state()
+    assert state.wanted in {(), WANTED}
+    assert state.wanted == WANTED or not left.told("wanted")
+    assert state.term in {1, TERM}
+    assert state.term == TERM or not left.told("term", TERM)
+
+
+def created(left: Crashed, replica: ChainReplica) -> None:
+    assert numbers(replica) in ([], [1])
+    assert not left.highest("committed") or numbers(replica) == [1]
+
+
+@dataclass(frozen=True)
+class Promise:
+    least: int  # calls at which it is killed
+    holds: Callable[[Crashed, ChainReplica], None]
+    left: list[int]  # points there are once the work was done
+
+
+PROMISES: Final = {
+    "receive": Promise(50, received, [*range(1, BEFORE + 2)]),
+    "receive-instead": Promise(50, received, [*range(1, BEFORE + 2)]),
+    "maintain": Promise(120, maintained, [KEPT, BEFORE]),
+    "pack": Promise(100, all_kept, [*range(1, MANY + 1)]),
+    "use": Promise(50, in_use, [*range(1, MANY + 1)]),
+    "thin": Promise(50, thinned, [*THIN, MANY]),
+    "repair": Promise(100, repaired, [1, 2, 3, 4]),
+    "scrub": Promise(80, repaired, [1, 2, 3]),
+    "mend": Promise(50, received, [*range(1, BEFORE + 1)]),
+    "mark": Promise(30, marked, [1, 2, 3]),
+    "want": Promise(20, wanted, [1, 2, 3]),
+    "create": Promise(80, created, []),
+}
+
+
+def test_these_are_enough_points():
+    assert PROMISES.keys() == WORKS.keys()
+    assert sum(promise.least for promise in PROMISES.values()) >= 300
+
+
+@pytest.mark.parametrize("name", WORKS)
+@pytest.mark.timeout(300)
+def test_a_kill_at_any_call_breaks_no_promise(warm: Warm, quick_path: Path, name: str):
+    work, promise = WORKS[name], PROMISES[name]
+    root, prepared = quick_path / "store", quick_path / "prepared"
+    work.prepare(prepared)
+
+    def fresh() -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(prepared, root)
+
+    count = 0
+    for call, done in warm_program.kills(warm, [name, str(root)], root, fresh):
+        count += 1
+        left = Crashed(name, root, done.stdout.splitlines())
+        rig = ChainRig(root)
+        try:
+            replica = rig.store.open(VM)
+        except ReplicaMissing:
+            assert name == "create", call
+            assert not left.told("created") or left.highest("committed"), call
+        else:
+            promise.holds(left, replica)
+            assert_points(rig, replica, left.cycles, count)
+            replica.close()
+            if name != "use":
+                assert_tidy_but_journal(root)
+        finish(left, promise, count)
+    assert count >= promise.least
+
+
+def assert_tidy_but_journal(root: Path) -> None:
+    rest = [path for path in root.rglob("*") if path.suffix in LEFTOVERS - {".journal", ".partial"}]
+    assert rest == []
+
+
+def finish(left: Crashed, promise: Promise, attach: int) -> None:
+    """The work can be done again, and replication goes on."""
+    session = Session(left.root)
+    WORKS[left.name].run(session)
+    if not promise.left:
+        with pytest.raises(ReplicaMissing):
+            session.replica  # noqa: B018  # opens it
+        assert [path.name for path in left.root.iterdir() if path.is_dir()] == []
+        return
+    assert numbers(session.replica) == promise.left
+    newest = promise.left[-1]
+    if newest < len(left.cycles):
+        following = left.cycles[newest]
+        term = session.replica.state().term
+        take(session.replica, replace(following, header=replace(following.header, term=term)))
+    session.close()
+    rig = ChainRig(left.root)
+    replica = rig.store.open(VM)
+    assert_points(rig, replica, left.cycles, attach)
+    newest = numbers(replica)[-1]
+    assert [finding for finding in replica.verify(cycle=newest) if newest in finding.points] == []
+    replica.close()
+    assert_tidy(left.root)
