@@ -71,6 +71,7 @@ class Targets:
             except TwinsiteError as error:
                 self._failed(vm_id, error)
             await self.refresh(vm_id)
+            await self.scrubbed(vm_id)  # a check may be a day away: damage that is known is not forgotten till then
 
     def source_of(self, vm_id: str) -> str:
         """The host it is replicated from; empty: nobody has said."""

@@ -96,3 +96,16 @@ async def test_a_replica_that_was_checked_rests_for_a_day(tmp_path: Path) -> Non
             await eventually("the scrub to sleep", lambda: host.clock._sleepers)
             host.clock.advance(3600.0)
         assert ((await host.state(VMS[0])).completed or 0) > first
+
+
+async def test_what_was_found_is_told_again_as_soon_as_an_agent_was_started_anew(tmp_path: Path) -> None:
+    async with scrubbed(tmp_path) as host:
+        for vm_id in VMS:
+            await host.seconds_until_checked(vm_id)
+        completed = (await host.state(VMS[0])).completed
+    again = Host(tmp_path, host.clock)
+    await again.targets.apply({VMS[0]: types_pb2.Assignment(vm_id=VMS[0], role=types_pb2.ROLE_TARGET, term=1)})
+    shown = again.outbox.status_of(VMS[0])
+    assert shown is not None
+    assert shown.scrub.completed.seconds == int(completed or 0)
+    await again.replicas.close()
