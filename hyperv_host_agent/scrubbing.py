@@ -32,7 +32,7 @@ class Scrubbing:
     async def run(self) -> None:
         while True:
             busy = False
-            ids = await self._replicas.ids()
+            ids = await self._ids()
             self._totals = {vm_id: total for vm_id, total in self._totals.items() if vm_id in ids}
             for vm_id in ids:
                 if await self._slice(vm_id):
@@ -40,6 +40,13 @@ class Scrubbing:
                     await self._clock.sleep(_SLICE_SECONDS)
             if not busy:
                 await self._clock.sleep(_IDLE_SECONDS)
+
+    async def _ids(self) -> list[str]:
+        try:
+            return await self._replicas.ids()
+        except OSError as error:
+            _log.warning("scrub_without_store", reason=error.strerror)
+            return []
 
     async def _slice(self, vm_id: str) -> bool:
         """A second's worth of one replica, unless it rests."""

@@ -59,7 +59,12 @@ class Inspection:
             self._steps = self._check.steps()
         end = self._check.done + count
         while self._check.done < end:
-            step = next(self._steps, None)
+            try:
+                step = next(self._steps, None)
+            except Exception:
+                # The round is not over: what ended is this pass, and the next one goes on from where it was.
+                record.position, record.checked, self._check = self._check.position, self._check.done, None
+                raise
             if step is None:
                 if self._ground.is_open():
                     self._check, record.position, record.checked, record.completed = None, None, 0, now

@@ -73,6 +73,8 @@ class Maintenance:
         """
         if self._work and self._work.group[0] == disk_id and ref.file in self._work.group[1]:
             self.abandon()
+        if self._awaited(disk_id, ref):
+            return False
         layer = self._catalog.directory / disk_id / ref.file
         try:
             self._room(ref.stored_bytes + sum(map(len, frames.values())))
@@ -174,6 +176,13 @@ class Maintenance:
         """What of it a merge leaves out, as far as was looked."""
         layers = self._catalog.chains.disks.get(group[0], ())
         return sum(self._scanned.get((group[0], x.digest), (0, 0))[1] for x in layers if x.file in group[1])
+
+    def _awaited(self, disk_id: str, ref: LayerRef) -> bool:
+        """Whether a seed takes the layer's place, whose files while they are read in have the same names."""
+        with self._catalog.lock:
+            placeholder = self._catalog.placeholder()
+            disk = placeholder.disk(disk_id) if placeholder else None
+            return disk is not None and disk.at == ref.cycle
 
     def _possible(self, group: Group) -> bool:
         disk_id, names = group

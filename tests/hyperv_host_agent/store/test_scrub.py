@@ -4,6 +4,7 @@ never served as good data.
 
 import copy
 import random
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +17,7 @@ from typing import Final
 import pytest
 
 from hyperv_host_agent.replication.cycle import Batch, CycleHeader, DiskGeometry, Kind, Wanted
-from hyperv_host_agent.store.base import Finding, PointInfo, Replica, StoreDamaged
+from hyperv_host_agent.store.base import Finding, PointInfo, Replica, StoreDamaged, WriteFailed
 from hyperv_host_agent.store.copies import COPY
 from hyperv_host_agent.store.formats import zstd_frame
 from hyperv_host_agent.store.formats.qcow2 import ChainReader
@@ -276,6 +277,22 @@ def test_a_round_goes_on_where_a_restart_ended_it(rig: ChainRig):
     assert seen[:-1] == sorted(seen[:-1])
     assert (state.completed, state.damaged) == (5.0, 1)
     assert replica.scrubbed() == state
+
+
+def test_a_round_that_failed_is_not_over(rig: ChainRig):
+    _, replica, _ = written(rig, 6)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+    try:
+        for _ in range(3):
+            with pytest.raises(WriteFailed):  # it gives side files their second copies
+                replica.scrub(1 << 30, 5.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert replica.scrubbed().completed is None
+    damaged(rig, replica, 7, 6)
+    state = replica.scrub(1 << 30, 6.0)
+    assert (state.completed, state.damaged) == (6.0, 1)
 
 
 def test_damage_stops_no_merge_and_is_known_wherever_it_goes(rig: ChainRig):
