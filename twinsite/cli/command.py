@@ -49,8 +49,12 @@ class Context:
 
         return session.connect(self.home, timeout=self.timeout, request_id=self.request_id)
 
-    async def finish(self, api: "Api", job_id: str, *, following: str = "", until_it_waits: bool = False) -> None:
-        """Wait for the job a mutation started, or say its id with --no-wait; ends with its exit code."""
+    async def finish(self, api: "Api", job_id: str, *, following: str = "", meanwhile: str = "") -> None:
+        """Wait for the job a mutation started, or say its id with --no-wait; ends with its exit code.
+
+        `meanwhile`: what to do next when the job waits for a time that was chosen, or for a person: it is not waited
+        for then.
+        """
         if not job_id:
             return
         if not self.wait:
@@ -59,10 +63,12 @@ class Context:
             return
         from twinsite.cli import waiting
 
-        code = await waiting.follow(api, job_id, self.output, timeout=self.wait_timeout, until_it_waits=until_it_waits)
-        if code == 0 and following:
-            self.output.note(f"Next: {following}")
-        if code:
+        code = await waiting.follow(api, job_id, self.output, timeout=self.wait_timeout, until_it_waits=bool(meanwhile))
+        following = meanwhile if code == waiting.WAITS else following
+        if code in (0, waiting.WAITS):
+            if following:
+                self.output.note(f"Next: {following}")
+        else:
             raise click.exceptions.Exit(code)
 
 

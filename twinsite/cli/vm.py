@@ -127,11 +127,10 @@ async def protect(
         confirm.yes(f"protecting {name}", given=yes, no_input=context.no_input)
         request.dry_run = False
         answer = await api.machines.Protect(request)
-        later = offline or start is not None
-        following = f"twinsite seed export {name} --to PATH" if offline else f"twinsite vm test {name}"
-        if start is not None:
-            following = f"twinsite vm show {name}"
-        await context.finish(api, answer.job_id, following=following, until_it_waits=later)
+        meanwhile = f"twinsite vm show {name}" if start is not None else ""
+        if offline and not meanwhile:
+            meanwhile = f"twinsite seed export {name} --to PATH"
+        await context.finish(api, answer.job_id, following=f"twinsite vm test {name}", meanwhile=meanwhile)
 
 
 def _images(words: tuple[str, ...]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from twinsite.errors import Unreachable
 FINAL: Final = frozenset({"succeeded", "completed_with_errors", "failed", "cancelled"})
 EXIT: Final = {"succeeded": 0, "completed_with_errors": 3, "failed": 1, "cancelled": 1}
 TIMED_OUT: Final = 8
+WAITS: Final = -1  # no exit code: the job has not ended and nothing is amiss
 
 
 async def changes(api: Api, job_id: str) -> AsyncIterator[admin_pb2.Job]:
@@ -31,7 +32,7 @@ async def changes(api: Api, job_id: str) -> AsyncIterator[admin_pb2.Job]:
 
 
 async def follow(api: Api, job_id: str, output: Output, *, timeout: float | None, until_it_waits: bool = False) -> int:
-    """Wait for the job, show it, say how it ended; the exit code. Raises Detached on Ctrl-C.
+    """Wait for the job, show it, say how it ended; the exit code, or WAITS. Raises Detached on Ctrl-C.
 
     `until_it_waits`: for a time that was chosen, or for a person: it is not waited for either, and goes on by itself.
     """
@@ -47,7 +48,7 @@ async def follow(api: Api, job_id: str, output: Output, *, timeout: float | None
         emit({"message_type": "summary", "job": to_plain(job)})
     if job.state not in FINAL:
         output.note(f"job {job_id} goes on by itself; twinsite job watch {job_id}")
-        return 0
+        return WAITS
     _say(job, output)
     return EXIT[job.state]
 

@@ -141,6 +141,11 @@ def test_who_waits_for_a_seed_is_told_what_to_do(twinsite, fake):
     assert ended.err.count("waits for its seed") == 1
     assert "goes on by itself" in ended.err
     assert "twinsite seed export web01 --to PATH" in ended.err
+    fake.answers["Jobs.Watch"] = [job()]  # a replica that was kept is compared with instead
+    whole = twinsite("vm", "protect", "web01", "--pair", "a:b", "--offline", "-y").err
+    assert "twinsite vm test web01" in whole
+    assert "seed export" not in whole
+    fake.answers["Jobs.Watch"] = [begun, job("failed")]
     assert twinsite("job", "watch", "j-00000001").status == 1  # who asks for the job itself waits for its end
 
 
