@@ -162,18 +162,18 @@ class Promise:
 
 
 PROMISES: Final = {
-    "receive": Promise(50, received, [*range(1, BEFORE + 2)]),
-    "receive-instead": Promise(50, received, [*range(1, BEFORE + 2)]),
-    "maintain": Promise(120, maintained, [KEPT, BEFORE]),
-    "pack": Promise(100, all_kept, [*range(1, MANY + 1)]),
-    "use": Promise(50, in_use, [*range(1, MANY + 1)]),
-    "thin": Promise(50, thinned, [*THIN, MANY]),
-    "repair": Promise(100, repaired, [1, 2, 3, 4]),
-    "scrub": Promise(80, repaired, [1, 2, 3]),
+    "receive": Promise(35, received, [*range(1, BEFORE + 2)]),
+    "receive-instead": Promise(35, received, [*range(1, BEFORE + 2)]),
+    "maintain": Promise(80, maintained, [KEPT, BEFORE]),
+    "pack": Promise(70, all_kept, [*range(1, MANY + 1)]),
+    "use": Promise(30, in_use, [*range(1, MANY + 1)]),
+    "thin": Promise(40, thinned, [*THIN, MANY]),
+    "repair": Promise(60, repaired, [1, 2, 3, 4]),
+    "scrub": Promise(40, repaired, [1, 2, 3]),
     "mend": Promise(50, received, [*range(1, BEFORE + 1)]),
-    "mark": Promise(30, marked, [1, 2, 3]),
-    "want": Promise(20, wanted, [1, 2, 3]),
-    "create": Promise(80, created, []),
+    "mark": Promise(18, marked, [1, 2, 3]),
+    "want": Promise(10, wanted, [1, 2, 3]),
+    "create": Promise(50, created, []),
 }
 
 

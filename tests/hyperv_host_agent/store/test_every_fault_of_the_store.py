@@ -11,13 +11,12 @@ import pytest
 from tests.fakes import store_workload, warm_program
 from tests.fakes.chain_rig import ChainRig
 from tests.fakes.store_workload import VM, WORKS
-from tests.fakes.warm_program import Call, Warm
+from tests.fakes.warm_program import SYNCS, Call, Warm
 from tests.hyperv_host_agent.store.test_chain_crashes import PROMISES, Crashed, finish
 
 pytestmark = pytest.mark.system  # some hundred processes
 
 MOST: Final = 4  # calls of one kind that fail in turn, in one work: the first, the last and some between
-SYNCS: Final = ("fsync", "fdatasync")
 FAULTS: Final = ("EIO", "ENOSPC", "short")
 LEAST: Final = 12  # faults of one sort in any work
 
