@@ -35,7 +35,10 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
         return
     with memoryview(data) as view:
         while written < len(view):
-            written += os.pwrite(fd, view[written:], offset + written)
+            more = os.pwrite(fd, view[written:], offset + written)
+            if not more:
+                raise OSError(errno.EIO, "nothing of a write was taken")
+            written += more
 
 
 def sync(fd: int) -> None:

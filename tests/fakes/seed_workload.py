@@ -5,6 +5,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from hyperv_host_agent.replication.cycle import Batch, Wanted
 from hyperv_host_agent.store.base import NoSpace, StoreDamaged, WriteFailed
 from hyperv_host_agent.store.chain import ChainStore
 from hyperv_host_agent.store.replica import ChainReplica
+from tests.fakes import warm_program
 from tests.fakes.replicated_machine import Cycle, Machine, send
 from tests.fakes.seeded_machine import placeholder, seed
 from twinsite.extents import CLUSTER, Run
@@ -25,6 +27,7 @@ LACKING = (Wanted("b", Run(3, 1)),)  # of the seed; the last cycle brings it
 T = TypeVar("T")
 
 
+@cache
 def history() -> tuple[list[Cycle], list[Batch]]:
     """BEFORE cycles and one more, and the seed; the same in every process."""
     machine = Machine(VM, {"a": bytearray(9 * CLUSTER), "b": bytearray(5 * CLUSTER + 512)}, seed=23)
@@ -85,8 +88,8 @@ def read_in(replica: ChainReplica, batches: list[Batch]) -> None:
     tell("imported")
 
 
-def main() -> None:
-    root, (_, batches) = Path(sys.argv[2]), history()
+def main(arguments: list[str]) -> None:
+    root, (_, batches) = Path(arguments[1]), history()
     for _ in range(4):
         replica = opened(root)
         try:
@@ -102,4 +105,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["serve"]:
+        history()
+        warm_program.serve(main)
+    else:
+        main(sys.argv[1:])

@@ -1,47 +1,45 @@
 """Reading a seed in under kill -9, I/O errors and a full disk, at every system call the store makes."""
 
 import shutil
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hyperv_host_agent.store.chain import ChainStore
 from hyperv_host_agent.store.replica import ChainReplica
-from tests.fakes import seed_workload, strace
+from tests.fakes import seed_workload, warm_program
 from tests.fakes.chain_rig import ChainRig
 from tests.fakes.replicated_machine import send
 from tests.fakes.seed_workload import AFTER, BEFORE, LACKING, VM, history, prepare, read_in
+from tests.fakes.warm_program import Warm
 from twinsite.extents import CLUSTER
 
 pytestmark = pytest.mark.system  # some hundred processes
 
 SCRIPT = Path(seed_workload.__file__)
-CALLS = ("openat", "pwrite64", "fsync", "fdatasync", "rename", "ftruncate", "unlink")
+CALLS = ("pwrite64", "fsync", "rename", "ftruncate")
+LEAST = 30  # calls that change a file
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Warm]:
+    with Warm.started(SCRIPT) as program:
+        yield program
 
 
 @pytest.fixture
 def prepared(quick_path: Path) -> Path:
-    strace.require_strace()
     prepare(quick_path / "prepared")
     return quick_path / "prepared"
 
 
-def fresh(prepared: Path) -> Path:
+def fresh(prepared: Path) -> None:
     """The prepared store again."""
     root = prepared.with_name("store")
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(prepared, root)
-    return root
-
-
-def touched(root: Path) -> list[Path]:
-    """Every path that reading in touches."""
-    vm = root / VM
-    names = ("seed.json", "wanted.json", "wanted.json.copy", "merge.json")
-    paths = [vm, vm / "points", *(vm / f"{name}{end}" for name in names for end in ("", ".tmp"))]
-    paths += [vm / "points" / f"{cycle:06}.json{end}" for cycle in range(1, BEFORE + 1) for end in ("", ".tmp")]
-    endings = ("qcow2", "qcow2.merged", "fp", "fp.merged", "fp.seed")
-    return paths + [vm / disk / name for disk in ("a", "b") for name in ("", *(f"000001.{end}" for end in endings))]
 
 
 def assert_all_is_well(rig: ChainRig, replica: ChainReplica) -> None:
@@ -72,36 +70,37 @@ def assert_tidy(root: Path) -> None:
     assert [path.name for path in root.rglob("*") if path.suffix in rest] == []
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_a_kill_at_any_call_leaves_the_replica_waiting_or_seeded(prepared: Path, call: str):
-    root = fresh(prepared)
-    points = 0
-    for said in strace.kill_points(SCRIPT, ["import", str(root)], call=call, paths=touched(root)):
+def test_a_kill_at_any_call_leaves_the_replica_waiting_or_seeded(warm: Warm, prepared: Path):
+    root, points = prepared.with_name("store"), 0
+    for _, done in warm_program.kills(warm, ["import", str(root)], root, lambda: fresh(prepared)):
         rig = ChainRig(root)
         replica = rig.store.open(VM)
-        if "imported" in said:
+        if "imported" in done.stdout:
             assert replica.awaited() is None
         assert_all_is_well(rig, replica)
         assert_tidy(root)
-        fresh(prepared)
         points += 1
-    assert points > 2 or call in {"ftruncate", "fdatasync"}
+    assert points > LEAST
 
 
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
-@pytest.mark.parametrize("call", ["pwrite64", "fsync", "rename", "ftruncate"])
-def test_a_call_that_fails_once_costs_no_more_than_the_attempt(prepared: Path, call: str, error: str):
-    number, hit = 1, True
-    while hit:
-        root = fresh(prepared)
-        inject = f"{call}:error={error}:when={number}"
-        done = strace.run(SCRIPT, ["import", str(root)], inject=inject, paths=touched(root))
-        assert done.returncode == 0, done.stderr
-        hit = any(word in done.stdout for word in ("no-space", "write-failed", "not-opened"))
-        if error == "EIO" or call == "fsync":  # a failed sync is never tried again
+def test_a_call_that_fails_once_costs_no_more_than_the_attempt(warm: Warm, prepared: Path, error: str):
+    root, seen = prepared.with_name("store"), 0
+    whole = warm_program.whole(warm, ["import", str(root)], root, lambda: fresh(prepared))
+    kinds: Counter[str] = Counter()
+    for call in warm_program.points(whole.calls):
+        kinds[call.name] += 1
+        if call.name not in CALLS or kinds[call.name] % 3 != 1:
+            continue
+        fresh(prepared)
+        inject = f"{call.name}:error={error}:when={call.number}"
+        done = warm.run(["import", str(root)], inject=inject, below=root)
+        assert done.status == 0, (call, done.stderr)
+        if error == "EIO" or call.name in warm_program.SYNCS:  # a failed sync is never tried again
             assert "no-space" not in done.stdout
+        warm_program.assert_no_sync_is_tried_again(done.calls)
         rig = ChainRig(root)
         assert_all_is_well(rig, rig.store.open(VM))
         assert_tidy(root)
-        number += {"pwrite64": 3, "fsync": 2}.get(call, 1)
-    assert number > 2
+        seen += 1
+    assert seen > LEAST / 3
