@@ -5,6 +5,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from hyperv_host_agent import blocking
 from hyperv_host_agent.replicas import Held, Replicas
 from hyperv_host_agent.replication.cycle import TargetState
 from hyperv_host_agent.replication.receiver import Receiver
@@ -92,7 +93,13 @@ class Reception:
         return await self._follow(lambda: events)
 
     async def _follow(self, events: Callable[[], Sequence[Event]]) -> list[Action]:
-        """`events` are made in the store's thread, with nothing between what they say of the store and what follows."""
+        """`events` are made in the store's thread, with nothing between what they say of the store and what follows.
+
+        Whoever waits may be cancelled: what the store has done by then is told all the same.
+        """
+        return await blocking.whole(self._followed(events))
+
+    async def _followed(self, events: Callable[[], Sequence[Event]]) -> list[Action]:
         points: list[PointInfo] = []
         failures: list[TwinsiteError] = []
         replies = await self.held.run(
