@@ -41,12 +41,22 @@ from hyperv_host_agent.seeds.paths import PathRules, SeedPathDenied
 from hyperv_host_agent.store.base import AwaitedSeed, BadBatch, SeedNotAwaited
 from hyperv_host_agent.targets import Targets
 from twinsite import units
+from twinsite.errors import Failed
 from twinsite.extents import CLUSTER, Run, clusters
 
 _log = structlog.get_logger()
 _TOLD: Final = 5  # problems that are told one by one
 
 Problem = PartMissing | PartCut | PartSwapped | RecordDamaged
+
+
+class SeedUnreadable(Failed):
+    public = "nothing of the seed can be read: {error.problem}"
+    still_works = "nothing was changed; the replica waits for its seed still"
+    next_step = "copy the part files from the export again, then import again; or export anew"
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = str(problem)
 
 
 @dataclass(slots=True)
@@ -141,7 +151,7 @@ class _Import:
             for number in range(1, len(self._manifest.parts) + 1):
                 await self._part(number)
             if self._problems and not self._good:
-                raise self._problems[0]
+                raise SeedUnreadable(self._problems[0])
             self._coverage.gap(Place(len(self._manifest.disks), 0))
             present = await self._held.run(lambda: self._replica.points()[-1].disks)
             lacking = self._lacking(present)

@@ -92,7 +92,7 @@ async def test_media_that_are_not_this_seed_are_refused_each_with_its_name(tmp_p
             ("older", rewritten(seed=b"e" * 16), "OLDER_SEED"),
             ("key", rewritten(key_for="0" * 64), "SEED_KEY_GONE"),
             ("moved-key", rewritten(sealed_key=b"k" * 100), "SEED_KEY_GONE"),
-            ("bare", lambda folder: [path.unlink() for path in folder.glob("part-*")], "PART_MISSING"),
+            ("bare", lambda folder: [path.unlink() for path in folder.glob("part-*")], "SEED_UNREADABLE"),
         ):
             assert await refused(seeded, copied(label, change)) == code, label  # type: ignore[arg-type]
         other = seeded.medium / f"twinsite-seed-another-vm-{'0' * 32}"
