@@ -18,6 +18,7 @@ async def run(context: Context, request: admin_pb2.VerifyRequest) -> None:
         if request.dry_run:
             confirm.show(answer.consequences, answer.warnings)
             return
+        confirm.show([], answer.warnings)
         if not context.wait or context.output.json:  # the job's result is in the summary
             await context.finish(api, answer.job_id)
             return

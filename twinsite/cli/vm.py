@@ -274,6 +274,7 @@ async def test(context: Context, name: str, point: int | None, dry_run: bool) ->
         if dry_run:
             confirm.show(answer.consequences, answer.warnings)
             return
+        confirm.show([], answer.warnings)
         await context.finish(api, answer.job_id, following=f"twinsite vm test-cleanup {name}")
 
 

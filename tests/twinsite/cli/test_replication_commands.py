@@ -352,3 +352,11 @@ def test_a_vm_shows_where_the_time_of_its_cycles_goes(twinsite, fake):
     shown = twinsite("vm", "show", "web01").out
     for text in ("network 1.5 s, source 0.4 s", "the disk is compared", "10 MB/s now", "this round 50 %", "3 repaired"):
         assert text in shown
+
+
+@pytest.mark.parametrize(("verb", "method"), [("verify", "Machines.Verify"), ("test", "Machines.Test")])
+def test_who_waits_for_a_host_is_told_so(twinsite, fake, verb, method):
+    fake.answers[method] = answer
+    fake.answers["Jobs.Watch"] = [job()]
+    fake.answers["Jobs.Show"] = job()
+    assert "! mind that" in twinsite("vm", verb, "web01").err
