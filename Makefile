@@ -4,6 +4,8 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# Tests wait for disks and starting programs more than for processors: three at a time keep two of them busy.
+WORKERS ?= 3
 
 .PHONY: demo test lint types arrows check bench soak proto system-packages clean
 
@@ -11,7 +13,7 @@ demo: $(STAMP) $(if $(IMAGE),system-packages)  ## From nothing to a failed-over 
 	@$(PYTHON) -m demo $(if $(IMAGE),--image "$(IMAGE)") $(if $(KEEP),--keep)
 
 test: $(STAMP) system-packages  ## The whole suite; tests that miss a system package are skipped with the reason
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: lint types arrows  ## What CI runs before the tests
 
