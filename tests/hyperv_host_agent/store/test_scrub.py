@@ -339,7 +339,8 @@ def test_damage_that_stops_a_merge_or_the_fingerprints_is_looked_for_at_once(rig
         assert replica.scrubbed().retry
         state = replica.scrub(1 << 30, 1.0)
         assert (state.retry, state.damaged) == (False, 0)
-    assert replica.maintain(keep=[12]).merged
+    replica.maintain(keep=[12])  # what it did not merge around the damage
+    assert len(list(side.parent.glob("*.qcow2"))) <= 17
     assert dict(replica.fingerprints("disk-a", 0, 64)) == fingerprints(cycles[29].content["disk-a"])
 
 
