@@ -227,7 +227,7 @@ async def pause(context: Context, name: str, yes: bool, reason: str, dry_run: bo
     async with context.connect() as api:
         plan = await api.machines.Pause(request)
         confirm.show(plan.consequences, plan.warnings)
-        if dry_run:
+        if dry_run or not plan.consequences:  # it is paused already: the warning says so
             return
         confirm.yes(f"pausing {name}", given=yes, no_input=context.no_input)
         request.dry_run = False
@@ -250,7 +250,7 @@ async def resume(context: Context, name: str, reason: str, dry_run: bool) -> Non
     async with context.connect() as api:
         request = admin_pb2.MachineActionRequest(name=name, reason=reason, dry_run=dry_run)
         answer = await api.machines.Resume(request)
-        if dry_run:
+        if dry_run or not answer.consequences:  # it is not paused: the warning says so
             confirm.show(answer.consequences, answer.warnings)
             return
         context.output.done(f"replication of {name} goes on", following=f"twinsite vm show {name}")

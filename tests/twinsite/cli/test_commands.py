@@ -154,13 +154,23 @@ def test_ctrl_c_while_waiting_detaches_and_never_cancels(twinsite, fake, home):
 )
 def test_without_a_terminal_nothing_is_asked_and_the_missing_flag_is_named(twinsite, fake, command, method, flag):
     fake.answers["Machines.Protect"] = fake.answers["Machines.Unprotect"] = admin_pb2.ActionResponse()
-    fake.answers["Machines.Pause"] = admin_pb2.ActionResponse()
+    fake.answers["Machines.Pause"] = admin_pb2.ActionResponse(consequences=["replication of web01 stops"])
     fake.answers["Machines.Failover"] = admin_pb2.ActionResponse()
     fake.answers["Servers.Remove"] = fake.answers["Pairs.Remove"] = admin_pb2.RemoveResponse()
     ended = twinsite(*command)
     assert ended.status == 7, ended.err
     assert flag in ended.err
     assert all(request.dry_run for request in fake.requests(method)), "something was changed unconfirmed"
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume"])
+def test_what_changes_nothing_does_not_say_that_it_did(twinsite, fake, verb):
+    warned = admin_pb2.ActionResponse(warnings=["nothing was changed: web01 is in this state already"])
+    fake.answers["Machines.Pause"] = fake.answers["Machines.Resume"] = warned
+    ended = twinsite("vm", verb, "web01")
+    assert ended.status == 0, ended.err
+    assert "nothing was changed" in ended.err
+    assert "Next:" not in ended.err
 
 
 def test_failover_wants_a_login_of_minutes_ago(twinsite, fake, home):
