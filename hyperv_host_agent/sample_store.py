@@ -112,14 +112,13 @@ class SampleStore:
     def _connection(self) -> sqlite3.Connection:
         if self._open is None:
             # Used by one thread at a time, not by one thread.
-            opened = sqlite3.connect(self._path, check_same_thread=False)
-            try:
+            with contextlib.ExitStack() as unless_whole:
+                opened = sqlite3.connect(self._path, check_same_thread=False)
+                unless_whole.callback(opened.close)
                 for pragma in _PRAGMAS:
                     opened.execute(f"PRAGMA {pragma}")
                 opened.execute(_TABLE)
-            except BaseException:
-                opened.close()
-                raise
+                unless_whole.pop_all()
             self._open = opened
         return self._open
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -37,14 +37,17 @@ class Attachments:
                 catalog.publish()
                 fresh = owner not in catalog.pins.owners(cycle)
                 catalog.pins.add(owner, cycle)
-            try:
-                return tuple(self._attached(disk) for disk in manifest.disks)
-            except BaseException:
+            with ExitStack() as unless_whole:
                 if fresh:
-                    with suppress(OSError):
-                        catalog.pins.drop(owner, cycle)
-                        self._tidy()
-                raise
+                    unless_whole.callback(self._take_back, cycle, owner)
+                attached = tuple(self._attached(disk) for disk in manifest.disks)
+                unless_whole.pop_all()
+            return attached
+
+    def _take_back(self, cycle: int, owner: str) -> None:
+        with suppress(OSError):
+            self._catalog.pins.drop(owner, cycle)
+            self._tidy()
 
     def detach(self, owner: str) -> None:
         with self._building:

@@ -1,6 +1,7 @@
 """What a replica knows of its own state: the continuous check, checks on demand, damage and whom it concerns."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 
 from hyperv_host_agent.store.base import Checked, PointInfo, ScrubState
@@ -59,12 +60,10 @@ class Inspection:
             self._steps = self._check.steps()
         end = self._check.done + count
         while self._check.done < end:
-            try:
+            with ExitStack() as unless_whole:
+                unless_whole.callback(self._interrupted, self._check)
                 step = next(self._steps, None)
-            except Exception:
-                # The round is not over: what ended is this pass, and the next one goes on from where it was.
-                record.position, record.checked, self._check = self._check.position, self._check.done, None
-                raise
+                unless_whole.pop_all()
             if step is None:
                 if self._ground.is_open():
                     self._check, record.position, record.checked, record.completed = None, None, 0, now
@@ -74,6 +73,10 @@ class Inspection:
             if step.findings or record.checked - self._saved >= _SAVE_BYTES:
                 self._save()
         return self.state()
+
+    def _interrupted(self, check: Check) -> None:
+        """The round is not over: what ended is this pass, and the next one goes on from where it was."""
+        self._record.position, self._record.checked, self._check = check.position, check.done, None
 
     def state(self) -> ScrubState:
         with self._ground.lock:

@@ -6,7 +6,7 @@ stay as it is while the view exists; the pins of the point see to that.
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from hyperv_host_agent.store import files
@@ -32,7 +32,8 @@ def build(directory: Path, stack: Sequence[LayerRef], at: int, size: int, room: 
     """
     final = directory / view_name(at)
     partial = final.with_name(final.name + PARTIAL)
-    try:
+    with ExitStack() as unless_whole:
+        unless_whole.callback(files.remove_file, partial)
         with closing(PackedPoint(directory, stack, at, size)) as point:
             fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
@@ -41,9 +42,7 @@ def build(directory: Path, stack: Sequence[LayerRef], at: int, size: int, room: 
                 os.close(fd)
         partial.rename(final)
         files.sync_directory(directory)
-    except BaseException:
-        files.remove_file(partial)
-        raise
+        unless_whole.pop_all()
 
 
 def is_sound(directory: Path, pack: LayerRef, at: int, size: int) -> bool:

@@ -117,16 +117,20 @@ class Guest:
             if not quiet:
                 raise OSError("the guest could not be paused in time")
             before = MachineFolder.open(folder, folder.name)
-            try:
-                after = geometry.apply(before, disks, change)
-            except geometry.BadDiskChange as error:
-                raise ValueError(str(error)) from error
-            except Exception as error:
-                if geometry.decided(folder):
-                    self._log.write("trouble", problem=f"a change of the disks: {error}", at=self._clock.now())
-                    os._exit(1)
-                raise
+            with contextlib.ExitStack() as unless_whole:
+                unless_whole.push(lambda _kind, error, _at: self._end_if_decided(folder, error))
+                try:
+                    after = geometry.apply(before, disks, change)
+                except geometry.BadDiskChange as error:
+                    raise ValueError(str(error)) from error
+                unless_whole.pop_all()
             self.use(*found_on(after))
+
+    def _end_if_decided(self, folder: Path, error: BaseException | None) -> None:
+        """A change that was decided and not finished: the next start finishes it, this process must not go on."""
+        if geometry.decided(folder):
+            self._log.write("trouble", problem=f"a change of the disks: {error}", at=self._clock.now())
+            os._exit(1)
 
     def status(self) -> Words:
         with self._state:
