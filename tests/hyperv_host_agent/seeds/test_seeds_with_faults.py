@@ -276,7 +276,10 @@ async def test_an_export_that_is_cancelled_can_be_taken_up_again(tmp_path: Path)
             command = f"export-{seeded.orders}@1"
             await eventually("the command to be taken", lambda: command in view.received)
             view.outgoing.put_nowait(pb.ToHost(cancel=commands_pb2.CancelCommand(id=command)))
-            await asyncio.sleep(0.3)
+            running = seeded.two.source.commands._running
+            await eventually(
+                "the command to be cancelled", lambda: command not in running or running[command][0].cancelled
+            )
         result = await seeded.two.provider.result(seeded.two.source.host_id, command)
         assert result.error.code == "COMMAND_CANCELLED"
         assert list(seeded.medium.rglob(manifests.FILE)) == []
