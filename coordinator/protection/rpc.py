@@ -210,7 +210,8 @@ def _protection(view: ProtectionView) -> admin_pb2.Protection:
             made.last_causes.CopyFrom(source.last_causes)
     if target is not None:
         made.newest_cycle = max(made.newest_cycle, target.committed_cycle if view.points else 0)
-        made.awaiting_seed = target.awaiting_seed
+        # Points and statuses are told apart, and the first point may be heard of before the status that goes with it.
+        made.awaiting_seed = target.awaiting_seed and not view.points
         if target.HasField("scrub"):
             made.scrub.CopyFrom(target.scrub)
     return made

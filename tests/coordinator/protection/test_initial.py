@@ -207,6 +207,17 @@ async def test_a_seed_that_fails_says_why(sites: Scene):
     assert job.error.code == "SEED_OF_ANOTHER_VM"
 
 
+async def test_what_has_a_point_waits_for_no_seed(sites: Scene):
+    job_id = await awaiting(sites)
+    first = types_pb2.Point(vm_id=sites.vm.id, cycle=2, instant=stamp(sites.clock.now()), consistency="crash", term=1)
+    sites.target.points[sites.vm.id] = [first]
+    sites.b.send_points(sites.target, sites.vm.id)  # heard of before the status that goes with it
+    assert (await sites.plane.ended(job_id)).state == "succeeded"
+    shown = await sites.protection()
+    assert shown.points
+    assert not shown.awaiting_seed
+
+
 async def test_an_export_repeated_with_its_id_is_one_job(sites: Scene):
     await awaiting(sites)
     metadata = (("twinsite-request-id", "0c5a7e1e-0000-4000-8000-000000000004"),)
