@@ -309,10 +309,10 @@ class _Shown:
             term=view.term,
             initial_done_bytes=view.copied_bytes,
             initial_total_bytes=view.copy_bytes,
-            changed_bytes=view.changed_bytes,
-            wire_bytes=view.wire_bytes,
+            changed_bytes=view.totals.changed_bytes,
+            wire_bytes=view.totals.wire_bytes,
             last_cycle_seconds=view.last_seconds,
-            cycles=view.cycles,
+            cycles=view.totals.cycles,
             pending_bytes=self._status.pending_bytes,
             last_causes=_causes(view.causes),
             late=view.late,
@@ -320,6 +320,8 @@ class _Shown:
         )
         if view.instant:
             fresh.committed_instant.CopyFrom(wire.timestamp(view.instant))
+        if view.totals.since:
+            fresh.counted_since.CopyFrom(wire.timestamp(view.totals.since))
         self._show(fresh)
 
     def failure(self, error: TwinsiteError) -> None:

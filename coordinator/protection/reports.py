@@ -12,7 +12,7 @@ from coordinator import audit
 from coordinator.inventory import service as inventory
 from coordinator.inventory import store as inventory_store
 from coordinator.inventory.model import LARGEST, LONGEST_NAME, Changes, disks_of, instant
-from coordinator.protection import store
+from coordinator.protection import store, totals
 from coordinator.protection.desired import Desired
 from coordinator.protection.model import Phase, Protected, grant_is_due
 from coordinator.store.engine import Database
@@ -44,6 +44,8 @@ class Reports:
                 if item is None or host_id is None or servers.get(host_id) != server_id:
                     continue
                 await store.put_status(connection, item.vm_id, host_id, status, now=now)
+                if status.role == types_pb2.ROLE_SOURCE:
+                    await totals.count(connection, host_id, status)
                 await self._failed_over(connection, item, host_id, status)
 
     async def _failed_over(

@@ -194,14 +194,14 @@ def _protection(view: ProtectionView) -> admin_pb2.Protection:
         protected_since=stamp(item.created),
         failover_cycle=item.failover_cycle if item.phase is Phase.FAILED_OVER else 0,
         initial_start=stamp(view.initial_start),
+        cycles=view.done.cycles,
+        changed_bytes=view.done.changed_bytes,
+        wire_bytes=view.done.wire_bytes,
     )
     source, target = view.source.status, view.target.status
     if source is not None:
         made.initial_done_bytes = source.initial_done_bytes
         made.initial_total_bytes = source.initial_total_bytes
-        made.changed_bytes = source.changed_bytes
-        made.wire_bytes = source.wire_bytes
-        made.cycles = source.cycles
         made.last_cycle_seconds = source.last_cycle_seconds
         made.pending_bytes = source.pending_bytes
         made.late, made.note = source.late, source.note

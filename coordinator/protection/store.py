@@ -8,6 +8,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from coordinator.protection import totals
 from coordinator.protection.model import Fence, Pair, Phase, Protected, recoverable
 from coordinator.protection.policy import Policy, RateRule, Tier
 from coordinator.store.schema import table
@@ -269,6 +270,7 @@ async def delete_protected(connection: AsyncConnection, vm_id: str) -> None:
     """With what was reported of it. Terms, fences and leftovers stay."""
     await connection.execute(sa.delete(statuses).where(statuses.c.vm_id == vm_id))
     await connection.execute(sa.delete(points).where(points.c.vm_id == vm_id))
+    await totals.forget(connection, vm_id)
     await connection.execute(sa.delete(protected).where(protected.c.vm_id == vm_id))
 
 

@@ -8,10 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from coordinator.inventory import service as inventory
 from coordinator.inventory.model import instant
 from coordinator.inventory.service import HostView, MachineView
-from coordinator.protection import store
+from coordinator.protection import store, totals
 from coordinator.protection.health import MONITORED_SECONDS, Evidence, Health, Side, judge, rpo_age
 from coordinator.protection.model import SWITCHED, Pair, Phase, Protected
 from coordinator.protection.store import Reported
+from coordinator.protection.totals import Totals
 from coordinator.recovery import store as recovery
 from coordinator.statistics import store as statistics
 from twinsite.api.types.v1 import types_pb2
@@ -30,6 +31,7 @@ class ProtectionView:
     points: int  # how many can be recovered
     newest: types_pb2.Point | None  # of them
     newest_instant: float  # 0: there is none
+    done: Totals
     initial_start: float  # the initial replication waits until then; 0: it waits for nothing
     tests: tuple[str, ...]
     health: Health
@@ -67,6 +69,7 @@ async def look(connection: AsyncConnection, now: float) -> list[VmView]:
     statuses = await store.list_statuses(connection)
     points = await store.newest_points(connection)
     tests = await recovery.list_tests(connection)
+    done = await totals.list_totals(connection)
     missed = await statistics.missed_shares(connection, now - MONITORED_SECONDS) if everything else {}
     protections = {
         item.vm_id: _protection(
@@ -77,6 +80,7 @@ async def look(connection: AsyncConnection, now: float) -> list[VmView]:
             points.get(item.vm_id),
             tuple(test.id for test in tests.get(item.vm_id, []) if test.state != recovery.STARTING),
             missed.get(item.vm_id),
+            done.get(item.vm_id, Totals()),
             now,
         )
         for item in everything
@@ -92,6 +96,7 @@ def _protection(
     points: tuple[int, types_pb2.Point] | None,
     tests: tuple[str, ...],
     missed_share: float | None,
+    done: Totals,
     now: float,
 ) -> ProtectionView:
     source = _side(item.vm_id, item.source_host, hosts, statuses)
@@ -122,6 +127,7 @@ def _protection(
         points=number,
         newest=newest_point,
         newest_instant=newest,
+        done=done,
         initial_start=item.initial_start if waits else 0.0,
         tests=tests,
         health=judge(evidence, now),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hyperv_host_agent.replication.cycle import Committed, CycleHeader, Kind
 from hyperv_host_agent.replication.schedule import Timing
 from hyperv_host_agent.replication.sending import Assigned, CommitAcked, PointRead, Ready, SliceRead
-from hyperv_host_agent.replication.state import Flight, Position, SenderState
+from hyperv_host_agent.replication.state import Flight, Position, SenderState, Totals
 from twinsite.errors import TwinsiteError
 from twinsite.extents import CLUSTER
 
@@ -41,7 +41,7 @@ class CycleDone:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How the replication does. Sums are over this process's life."""
+    """How the replication does. Sums are over this process's life, but for `totals`."""
 
     phase: Phase
     reason: TwinsiteError | None  # why it is blocked or fenced
@@ -61,12 +61,15 @@ class View:
     late: str  # which part made the last cycle late, a field of Timing; empty: it was not
     note: str  # why the last or the present cycle is slower than usual, a sentence; empty: it is not
     last: CycleDone | None
+    totals: Totals
 
 
 @dataclass(slots=True)
 class Progress:
-    """Counts and times the cycles of one sender."""
+    """Counts and times the cycles of one sender; `before`: what earlier processes counted."""
 
+    before: Totals = field(default_factory=Totals)
+    began: float = 0.0  # when the first point of this process was ordered; 0: none yet
     cycles: int = 0
     failures: int = 0
     changed: int = 0
@@ -89,11 +92,21 @@ class Progress:
     def opened(self, now: float, turn: float) -> None:
         """A point was ordered, `turn` seconds after the wish for it."""
         self._timed = True
+        self.began = self.began or now
         self._opened, self._turn, self._cap = now, turn, 0.0
         self._read = self._ended = now
         self._source = self._compress = 0.0
         self._target = None
         self._cycle, self._disks = (0, 0, 0), {}
+
+    @property
+    def totals(self) -> Totals:
+        return Totals(
+            self.before.since or self.began,
+            self.before.cycles + self.cycles,
+            self.before.changed_bytes + self.changed,
+            self.before.wire_bytes + self.wire,
+        )
 
     def waited(self, seconds: float) -> None:
         """For another turn of the same cycle."""

@@ -113,7 +113,7 @@ class Sender:
         self._streams = 0
         self._reading = False  # a slice was ordered and did not come yet, of a stream that may be over
         self._pace = Pace()
-        self._progress = Progress()
+        self._progress = Progress(state.totals)
         self._note = ""
         self._reason: TwinsiteError | None = None
         self._fenced = False
@@ -147,6 +147,7 @@ class Sender:
             late=done.timing.late(frequency),
             note=self._note,
             last=done.last,
+            totals=done.totals,
         )
 
     def handle(self, event: Event, now: float) -> list[Action]:
@@ -585,5 +586,5 @@ class Sender:
         return actions
 
     def _persist(self, state: SenderState) -> list[Action]:
-        self._state = state
-        return [Persist(state)]
+        self._state = replace(state, totals=self._progress.totals)
+        return [Persist(self._state)]

@@ -1,5 +1,6 @@
 """What a source remembers of one replication across restarts. Stored whole and atomically, by order of the sender."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Final
@@ -53,6 +54,16 @@ class Flight:
 
 
 @dataclass(frozen=True, slots=True)
+class Totals:
+    """What was done since counting began, over restarts; a kill loses at most what was sent since the last store."""
+
+    since: float = 0.0  # when that was, seconds since 1970; it also tells one count from another. 0: nothing counted
+    cycles: int = 0
+    changed_bytes: int = 0
+    wire_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class SenderState:
     """Everything the sender of one VM must not forget."""
 
@@ -64,6 +75,7 @@ class SenderState:
     application: float = 0.0  # instant of the newest application-consistent one; 0: none
     trusted: bool = False  # the fingerprint index describes exactly `committed`
     flight: Flight | None = None
+    totals: Totals = Totals()
 
 
 def dump(state: SenderState) -> bytes:
@@ -79,6 +91,7 @@ def dump(state: SenderState) -> bytes:
             "instant": state.instant,
             "application": state.application,
             "trusted": state.trusted,
+            "totals": dataclasses.astuple(state.totals),
             "flight": flight
             and {
                 "header": _header(flight.header),
@@ -112,6 +125,7 @@ def load(data: bytes) -> SenderState:
         instant=tree["instant"],
         application=tree["application"],
         trusted=tree["trusted"],
+        totals=Totals(*tree.get("totals", ())),  # files of an earlier version have none
         flight=Flight(
             header=_cycle(flight["header"]),
             checkpoint=Checkpoint(

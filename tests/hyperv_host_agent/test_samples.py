@@ -11,6 +11,7 @@ import pytest
 
 from hyperv_host_agent.replication.progress import CycleDone, Phase, View
 from hyperv_host_agent.replication.schedule import Timing
+from hyperv_host_agent.replication.state import Totals
 from hyperv_host_agent.sample_store import SampleStore, SamplesUnwritable
 from hyperv_host_agent.samples import Recorder
 from hyperv_host_agent.sampling import BATCH_SAMPLES, TICK_SECONDS, Sampling
@@ -41,6 +42,7 @@ def seen(instant: float = 0.0, *, last: CycleDone | None = None, **counters: int
         late="",
         note="",
         last=last,
+        totals=Totals(),
         **numbers,
     )
 

@@ -94,3 +94,24 @@ async def test_a_cycle_that_is_held_back_is_missed_while_it_lasts_not_when_it_en
         await eventually("missed cycles", lambda: sum(sample.missed for sample in read()) >= 4, seconds=40)
         assert two.at_source.statuses[machine.id].committed_cycle <= committed + 2
         assert max(sample.rpo_max_seconds for sample in read()) > 4
+
+
+async def test_what_is_counted_since_protection_began_goes_on_after_a_restart_of_the_source(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        machine = spec()
+        guest = two.add(machine, contents())
+        await two.protect(machine)
+        await two.settled(machine.id)
+        await eventually("a cycle to be told", lambda: two.at_source.statuses[machine.id].cycles >= 2)
+        before = types_pb2.ReplicationStatus()
+        before.CopyFrom(two.at_source.statuses[machine.id])
+        assert before.counted_since.seconds
+        await two.restart_source()
+        guest.write(FIRST, 0, os.urandom(4 * CLUSTER))
+        await two.settled(machine.id)
+        most = before.changed_bytes + 4 * CLUSTER
+        await eventually("that too", lambda: two.at_source.statuses[machine.id].changed_bytes >= most)
+        after = two.at_source.statuses[machine.id]
+        assert after.counted_since == before.counted_since
+        assert after.cycles > before.cycles
+        assert after.wire_bytes > before.wire_bytes + 4 * CLUSTER

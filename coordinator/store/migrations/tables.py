@@ -15,6 +15,7 @@ for _module in (
     "inventory.store",
     "jobs.store",
     "protection.store",
+    "protection.totals",
     "recovery.store",
     "statistics.store",
     "store.requests",

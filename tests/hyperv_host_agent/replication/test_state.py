@@ -1,7 +1,7 @@
 import pytest
 
 from hyperv_host_agent.replication.cycle import Committed, CycleHeader, DiskGeometry, Kind
-from hyperv_host_agent.replication.state import Checkpoint, Flight, Position, SenderState, dump, load
+from hyperv_host_agent.replication.state import Checkpoint, Flight, Position, SenderState, Totals, dump, load
 
 DISKS = (DiskGeometry("d1", 1 << 30, "vda"), DiskGeometry("d2", 65536))
 HEADER = CycleHeader("vm", b"i" * 16, 8, 7, 3, Kind.RESYNC, 1_800_000_000.125, "none", DISKS, b"\x00machine", b"p" * 16)
@@ -13,6 +13,7 @@ FULL = SenderState(
     instant=1.5,
     trusted=True,
     flight=Flight(HEADER, Checkpoint(9, b"c" * 16, Position(1, 4)), suppressed=True, ended=True),
+    totals=Totals(1_800_000_000.125, 7, 1 << 40, 1 << 39),
 )
 
 
