@@ -1,0 +1,3 @@
+from tests.fakes.libvirt_host import libvirt_host, libvirt_hosts
+
+__all__ = ["libvirt_host", "libvirt_hosts"]
