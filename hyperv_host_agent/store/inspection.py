@@ -85,8 +85,8 @@ class Inspection:
     def committed(self, cycle: int, brought: Mapping[str, list[Run]]) -> None:
         """What the newest point showed of these clusters is no longer its concern. Under the lock."""
         if self._record.brought(cycle, brought):
-            self._record.save()
             self._retry = True
+            self._record.save()
 
     def suspect(self) -> None:
         """Somebody came upon damage: the next `scrub` begins a round."""

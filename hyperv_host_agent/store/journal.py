@@ -11,6 +11,7 @@ import struct
 from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -71,22 +72,23 @@ class Journal:
     def open(cls, path: Path) -> Self | None:
         """What a crash left, up to its last mark. None: no mark, so nothing that has to be kept. Raises OSError."""
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        records = _records(fd, 0)
-        at, body = next(records, (0, b""))
-        header = _decode_header(body)
-        if header is None:
-            os.close(fd)
-            return None
-        journal = cls(path, fd, header)
-        journal._start = at
-        for at, body in records:
-            if body[:1] == b"M":
-                _, journal.durable, journal.durable_digest = _MARK.unpack(body)
-                journal._end = at
-        if journal.durable:
+        with ExitStack() as unless_kept:
+            unless_kept.callback(os.close, fd)
+            records = _records(fd, 0)
+            at, body = next(records, (0, b""))
+            header = _decode_header(body)
+            if header is None:
+                return None
+            journal = cls(path, fd, header)
+            journal._start = at
+            for at, body in records:
+                if body[:1] == b"M":
+                    _, journal.durable, journal.durable_digest = _MARK.unpack(body)
+                    journal._end = at
+            if not journal.durable:
+                return None
+            unless_kept.pop_all()
             return journal
-        os.close(fd)
-        return None
 
     def append(self, batch: Batch, position: int, digest: bytes) -> None:
         """Record a batch whose payload is at `position` of its layer file. Not recorded when it raises OSError."""

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -59,12 +59,14 @@ class Receiving:
         """What a crash left of the cycle after `committed`, if it has to be kept; `rewind` before `put`."""
         path = directory / JOURNAL
         journal = Journal.open(path) if path.exists() else None
-        if journal and journal.header.number == committed + 1:
-            receiving = cls(directory, journal)
-            receiving.take_back()
-            return receiving
         if journal:
-            journal.close()
+            with ExitStack() as unless_kept:
+                unless_kept.callback(journal.close)
+                if journal.header.number == committed + 1:
+                    receiving = cls(directory, journal)
+                    receiving.take_back()
+                    unless_kept.pop_all()
+                    return receiving
         files.remove_file(path)
         return None
 

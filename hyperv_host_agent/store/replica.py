@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -39,7 +39,7 @@ from hyperv_host_agent.store.maintenance import Maintenance
 from hyperv_host_agent.store.manifests import DiskRef, LayerRef, Manifest
 from hyperv_host_agent.store.receiving import Receiving
 from hyperv_host_agent.store.wanted import WantedRuns
-from twinsite.extents import clusters
+from twinsite.extents import Run, clusters
 
 TERM: Final = "replica.json"
 
@@ -71,11 +71,15 @@ class ChainReplica:
             self._attachments = Attachments(catalog, self._need)
             self._merges = Maintenance(catalog, space, self._need, self._closed)
             self._clock = clock
-            self._receiving = self._recover()
             self._suspect: Receiving | None = None
             self._record = Record(directory)
             self._inspection = Inspection(self._ground(), self._record, catalog.damaged)
-            self._collect(everything=True)
+            with ExitStack() as unless_open:
+                self._receiving = self._recover()
+                if self._receiving:
+                    unless_open.callback(self._receiving.close)
+                self._collect(everything=True)
+                unless_open.pop_all()
 
     def state(self) -> TargetState:
         with self._lock:
@@ -143,20 +147,7 @@ class ChainReplica:
                 receiving.take_back()
                 raise
             self._receiving = None
-            with self._lock:
-                sizes = {disk.id: clusters(disk.size) for disk in header.disks}
-                concerned = self._wanted.told() or self._inspection.knows_damage
-                brought = receiving.brought() if concerned else {}
-                self._wanted.carried(brought, sizes)
-                self._inspection.committed(header.number, brought)
-                seeded = self._catalog.seeded
-                if seeded and seeded.lacking:
-                    self._catalog.seeded = seeded.came(manifest.cycle, brought, sizes)
-                    seeding.write(self._directory, self._catalog.seeded)
-                if header.kind is Kind.RESYNC and (placeholder := self._catalog.placeholder()):
-                    self._catalog.seeded = seeding.called_off(seeding.of(placeholder), manifest.cycle)
-                    seeding.write(self._directory, self._catalog.seeded)
-            receiving.committed()
+        self._account(receiving, manifest)
         return self._info(manifest)
 
     def abandon(self) -> None:
@@ -425,6 +416,42 @@ class ChainReplica:
         manifest = Manifest.of(header, tuple(disks), clusters=receiving.clusters, stored_bytes=receiving.stored_bytes)
         self._catalog.commit(manifest)
         return manifest
+
+    def _account(self, receiving: Receiving, manifest: Manifest) -> None:
+        """What a cycle that is committed brought, taken off what was lacking and damaged.
+
+        It stays committed whatever becomes of this: what could not be written is known here, and written by the next
+        check; a start before that wants the same clusters once more.
+        """
+        header, sizes = receiving.header, {disk.id: clusters(disk.size) for disk in receiving.header.disks}
+        with self._lock, closing(receiving):
+            brought: dict[str, list[Run]] = {}
+            if self._wanted.told() or self._inspection.knows_damage:
+                with self._later():
+                    brought = receiving.brought()
+            with self._later():
+                self._wanted.carried(brought, sizes)
+            with self._later():
+                self._inspection.committed(header.number, brought)
+            seeded = self._catalog.seeded
+            if seeded and seeded.lacking:
+                self._catalog.seeded = seeded = seeded.came(manifest.cycle, brought, sizes)
+                with self._later():
+                    seeding.write(self._directory, seeded)
+            if header.kind is Kind.RESYNC and (placeholder := self._catalog.placeholder()):
+                self._catalog.seeded = seeded = seeding.called_off(seeding.of(placeholder), manifest.cycle)
+                with self._later():
+                    seeding.write(self._directory, seeded)
+            with self._later():
+                receiving.committed()
+
+    @contextmanager
+    def _later(self) -> Iterator[None]:
+        """A document that cannot be written now is for the next check."""
+        try:
+            yield
+        except OSError:
+            self._inspection.suspect()
 
     def _settle(self) -> None:
         """Before a new cycle: a commit whose end nobody knows is taken back. Raises WriteFailed, NoSpace."""

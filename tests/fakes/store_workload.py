@@ -321,6 +321,8 @@ def look(session: Session, cycles: tuple[Cycle, ...]) -> None:
     except ReplicaMissing:
         tell("left", 0)
         return
+    except (NoSpace, WriteFailed):
+        return  # the fault lasts: it opens once that has ended
     committed = replica.state().committed
     tell("left", committed.number if committed else 0)
     for point in replica.points():
@@ -328,6 +330,15 @@ def look(session: Session, cycles: tuple[Cycle, ...]) -> None:
             with suppress(StoreDamaged):  # damage is what some of it is about
                 held = dict(replica.fingerprints(disk, 0, 1 << 30, cycle=point.cycle))
                 assert held == fingerprints(content), (point.cycle, disk)
+
+
+def assert_nothing_stays_open(root: Path) -> None:
+    """Every file of the replica was closed, also on the way of an error."""
+    held = []
+    for fd in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # of the listing itself
+            held.append(fd.readlink())
+    assert [path for path in held if path.is_relative_to(root / VM)] == []
 
 
 def shorten(number: int) -> None:
@@ -356,6 +367,7 @@ def main(arguments: list[str]) -> None:
             look(session, work.cycles())
         else:
             session.close()
+            assert_nothing_stays_open(session.root)
             tell("done")
             return
     raise SystemExit("never done")

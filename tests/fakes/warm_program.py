@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,13 +220,20 @@ def kills(warm: Warm, arguments: Sequence[str], root: Path, fresh: Callable[[], 
         yield call, done
 
 
-def assert_no_sync_is_tried_again(calls: Sequence[Call]) -> None:
+def assert_no_sync_is_tried_again(calls: Sequence[Call], there: Collection[Path]) -> None:
     """After a sync of a file failed, no later one of the same file and content succeeds: it would prove nothing.
+
+    `there`: the files before the first call.
 
     A file is another one once it was emptied, removed or replaced; a directory once a name in it changed.
     """
     failed: dict[Path, Call] = {}
+    known = set(there)
     for call in calls:
+        if call.name == "openat" and call.result >= 0 and "O_CREAT" in call.arguments and call.path not in known:
+            failed.pop(call.path.parent, None)
+        known |= {call.path, call.other or call.path} if call.result >= 0 else set()
+        known -= {call.path} if call.result >= 0 and call.name in {"unlink", "rename"} else set()
         if call.name in SYNCS:
             if call.result < 0:
                 failed[call.path] = call

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.system  # some hundred processes
 
 MOST: Final = 4  # calls of one kind that fail in turn, in one work: the first, the last and some between
 FAULTS: Final = ("EIO", "ENOSPC", "short")
+LASTS: Final = 2  # further calls that fail after the first
 LEAST: Final = 12  # faults of one sort in any work
 
 
@@ -50,6 +51,7 @@ def test_a_call_that_fails_is_a_named_error_and_costs_nothing_else(warm: Warm, q
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(prepared, root)
 
+    there = [root / path.relative_to(prepared) for path in prepared.rglob("*")]
     calls = chosen(warm_program.whole(warm, [name, str(root)], root, fresh).calls)
     count = 0
     for call in calls:
@@ -73,9 +75,34 @@ def test_a_call_that_fails_is_a_named_error_and_costs_nothing_else(warm: Warm, q
                 assert "NoSpace" not in failed, (call, said)
             else:
                 assert set(failed) <= {"NoSpace"}, (call, said)
-            warm_program.assert_no_sync_is_tried_again(done.calls)
+            warm_program.assert_no_sync_is_tried_again(done.calls, there)
             holds(name, root, said, count)
     assert count >= (4 if fault == "short" else LEAST)
+
+
+@pytest.mark.parametrize("name", ["receive", "repair"])
+@pytest.mark.timeout(300)
+def test_once_a_fault_that_lasted_is_over_the_open_replica_goes_on_by_itself(warm: Warm, quick_path: Path, name: str):
+    work, root, prepared = WORKS[name], quick_path / "store", quick_path / "prepared"
+    work.prepare(prepared)
+
+    def fresh() -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(prepared, root)
+
+    there = [root / path.relative_to(prepared) for path in prepared.rglob("*")]
+    calls = [call for call in warm_program.whole(warm, [name, str(root)], root, fresh).calls if call.name in SYNCS]
+    for call in calls:
+        fresh()
+        done = warm.run(
+            [name, str(root)], inject=f"{call.name}:error=EIO:when={call.number}..{call.number + LASTS}", below=root
+        )
+        assert done.status == 0, (call, done.stdout, done.stderr)
+        said = done.stdout.splitlines()
+        assert said[-1] == "done", call
+        warm_program.assert_no_sync_is_tried_again(done.calls, there)
+        holds(name, root, said, call.number)
+    assert len(calls) >= LEAST
 
 
 def holds(name: str, root: Path, said: list[str], attach: int) -> None:
