@@ -103,8 +103,10 @@ class Connection:
                 ]
                 for thread in self._threads:
                     thread.start()
-        with contextlib.suppress(ConnectionLost):
+        try:
             self._live()
+        except ConnectionLost:
+            self._lost.set()  # the keeper goes on trying
         return handle
 
     def unlisten(self, handle: object) -> None:

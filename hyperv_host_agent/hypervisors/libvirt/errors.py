@@ -6,6 +6,7 @@ from typing import Final
 from twinsite.errors import Failed, NotFound, Precondition, Unreachable
 
 _NOT_THERE: Final = frozenset({42, 43, 49, 50, 72, 80, 99, 103, 104})  # domain, network, pool … checkpoint, backup
+_NOT_THERE_WORDS: Final = re.compile(r"no job is active|does not have an active block job", re.IGNORECASE)
 _BUSY: Final = frozenset({68, 83, 87})  # the state change lock, a block copy, a resource
 _BUSY_WORDS: Final = re.compile(r"block ?job|another .*job|job is (already )?active|state change lock", re.IGNORECASE)
 _CHECKPOINT: Final = frozenset({102, 109})
@@ -78,7 +79,7 @@ Refusal = LibvirtFailed | NotThere | Busy | CheckpointBroken | AgentSilent
 
 def refusal(code: int, domain: int, problem: str) -> Refusal:
     """The type for libvirt's error number; a few of its texts say more than their numbers."""
-    if code in _NOT_THERE:
+    if code in _NOT_THERE or _NOT_THERE_WORDS.search(problem):
         return NotThere(problem)
     if code in _CHECKPOINT or _CHECKPOINT_WORDS.search(problem):
         return CheckpointBroken(problem)

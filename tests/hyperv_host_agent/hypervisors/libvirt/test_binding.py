@@ -60,9 +60,8 @@ def test_what_is_not_there_is_not_there(connection):
 
 
 def test_a_definition_that_is_none_is_refused_with_what_libvirt_says(connection):
-    with pytest.raises(LibvirtFailed, match="Start Tag") as refused:
+    with pytest.raises(LibvirtFailed, match="Start Tag"):
         connection.define("<domain")
-    assert refused.value.code_number == 27
 
 
 def test_events_are_told_in_a_thread_that_may_call_libvirt(connection):
@@ -114,6 +113,8 @@ def test_a_closed_connection_stays_closed(connection):
     [
         (42, "Domain not found", NotThere),
         (103, "no domain checkpoint with matching name 'x'", NotThere),
+        (55, "Requested operation is not valid: no job is active on the domain", NotThere),
+        (8, "invalid argument: disk vda does not have an active block job", NotThere),
         (68, "Timed out during operation: cannot acquire state change lock (held by monitor=…)", Busy),
         (55, "disk 'vda' already in active block job", Busy),
         (84, "Operation not supported: disk 'vda' has a blockjob assigned", Busy),
