@@ -8,6 +8,7 @@ BENCHMARKS = (
     "initial_copy",
     "initial_copy --rate 1gbit",
     "layer_write",
+    "nbd_read",
     "delta",
     "lost_tracking",
     "rpo",
