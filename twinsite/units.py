@@ -27,6 +27,11 @@ def size(count: int) -> str:
     return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
 
 
+def count(number: int, noun: str) -> str:
+    """``1 cluster``, ``3 clusters``; nouns whose plural takes an s."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def duration(seconds: float) -> str:
     """``24s``, ``3m12s``, ``2h05m``, ``3d4h``; the two largest parts."""
     total = int(seconds)

@@ -91,7 +91,7 @@ def _consequences(view: ServerView) -> admin_pb2.RemoveResponse:
     answer = admin_pb2.RemoveResponse(
         consequences=[
             f"server {view.name} is unregistered: its certificate and token are worth nothing, its session ends",
-            f"so are the certificates of its {len(view.hosts)} hosts",
+            f"so are the certificates of its hosts, {len(view.hosts)} in all",
             "its clouds, hosts and VMs leave the lists; nothing is deleted at the site",
             "to come back it registers with a new key file",
         ]

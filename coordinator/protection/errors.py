@@ -1,6 +1,7 @@
 """What may be wrong with a pair, a policy or a request to protect a VM."""
 
 from twinsite.errors import Aborted, Conflict, Failed, InvalidInput, Precondition, Unreachable
+from twinsite.units import count
 
 
 class InvalidPolicy(InvalidInput):
@@ -104,12 +105,13 @@ class CloudHasNoHost(Precondition):
 
 
 class PairInUse(Precondition):
-    public = "pair {error.pair} cannot be removed: {error.count} VMs are protected through it ({error.machines})"
+    public = "pair {error.pair} cannot be removed: {error.told} protected through it ({error.machines})"
     still_works = "nothing was changed; replication goes on"
     next_step = "twinsite vm unprotect NAME for each of them"
 
     def __init__(self, pair: str, machines: list[str]) -> None:
-        self.pair, self.count = pair, len(machines)
+        self.pair = pair
+        self.told = f"{count(len(machines), 'VM')} {'is' if len(machines) == 1 else 'are'}"
         self.machines = ", ".join(machines[:5]) + (" …" if len(machines) > 5 else "")
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from coordinator.protection.model import REPLICATING, Phase
 from twinsite.api.types.v1 import types_pb2
-from twinsite.units import duration, rate
+from twinsite.units import count, duration, rate
 
 FRESH_SECONDS: Final = 60.0  # so long the last word of a host that went away still counts
 SLACK_SECONDS: Final = 10.0  # between a commit and our hearing of it
@@ -136,12 +136,13 @@ def _findings(evidence: Evidence, now: float) -> Iterator[tuple[str, str]]:
 
 def _damage(evidence: Evidence) -> Iterator[tuple[str, str]]:
     if evidence.newest_damaged:
-        yield CRITICAL, f"the newest point is damaged in {evidence.newest_damaged} clusters; an older one may be good"
+        where = count(evidence.newest_damaged, "cluster")
+        yield CRITICAL, f"the newest point is damaged in {where}; an older one may be good"
         return
     status = evidence.target.status
     found = status.scrub.damaged_clusters if status is not None else 0
     if found:
-        what = f"{found} damaged cluster{'s' * (found != 1)}"
+        what = count(found, "damaged cluster")
         where = f"at {evidence.target.host}: what can be had from the source or elsewhere is mended"
         yield WARNING, f"{what} {where}, the point list marks points that stand on the rest"
 

@@ -27,6 +27,7 @@ from coordinator.protection.retention import would_go
 from coordinator.store.engine import Database
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.clock import Clock
+from twinsite.units import count
 
 
 class Pairs:
@@ -192,7 +193,8 @@ async def _points_that_go(
         known = await store.list_points(connection, item.vm_id)
         going = would_go(known, policy, now=now)
         if going:
-            found.append(f"up to {len(going)} of {len(known)} points of {item.vm_name} go with the next maintenance")
+            some = f"up to {len(going)} of {count(len(known), 'point')}"
+            found.append(f"{some} of {item.vm_name} {'goes' if len(going) == 1 else 'go'} with the next maintenance")
     return found
 
 

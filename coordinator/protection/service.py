@@ -43,7 +43,7 @@ from twinsite import schedules
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.api.types.v1 import types_pb2
 from twinsite.clock import Clock
-from twinsite.units import duration, rfc3339, size, span
+from twinsite.units import count, duration, rfc3339, size, span
 
 
 class Protections:
@@ -312,14 +312,14 @@ def _protect_consequences(vm: VmView, pair: Pair, target: HostView) -> admin_pb2
     disks = vm.machine.machine.document.disks
     needed = sum(disk.size_bytes for disk in disks)
     policy = pair.policy
-    more = [f"up to {policy.additional_points} hourly points"] if policy.additional_points else []
+    more = [f"up to {count(policy.additional_points, 'hourly point')}"] if policy.additional_points else []
     more += [f"retention {schedules.keep_text(policy.to_proto().tiers)}"] if policy.tiers else []
     kept = "".join(f" and {one}" for one in more)
     cloud = pair.name.partition(":")[2]
-    what = f"{len(disks)} disks of {vm.name}, {size(needed)},"
+    what = f"{count(len(disks), 'disk')} of {vm.name}, {size(needed)}, {'is' if len(disks) == 1 else 'are'}"
     answer = admin_pb2.ActionResponse(
         consequences=[
-            f"{what} are replicated from host {vm.machine.host.name} to host {target.name} (cloud {cloud})",
+            f"{what} replicated from host {vm.machine.host.name} to host {target.name} (cloud {cloud})",
             f"a point every {span(policy.frequency_seconds)}, of which the newest{kept} {'are' if more else 'is'} kept",
             f"host {target.name} has {size(target.host.free_bytes)} free",
         ]
@@ -370,7 +370,7 @@ def _nothing_locked(vm: VmView, points: Sequence[types_pb2.Point], now: float) -
 def _unprotect_consequences(
     vm: VmView, protection: ProtectionView, *, keep: bool, asked: bool
 ) -> admin_pb2.ActionResponse:
-    points = f"{protection.points} points"
+    points = count(protection.points, "point")
     answer = admin_pb2.ActionResponse()
     if protection.item.phase is Phase.FAILED_OVER:
         answer.consequences.append(f"{vm.name} goes on running on host {protection.target_host}, unprotected")

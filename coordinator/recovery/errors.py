@@ -1,6 +1,7 @@
 """Why a test or a failover cannot be, or did not finish."""
 
 from twinsite.errors import Failed, InvalidInput, NotFound, Precondition, Unreachable
+from twinsite.units import count
 
 
 class NoPoint(Precondition):
@@ -101,12 +102,13 @@ class LockNotShortened(Precondition):
 
 
 class DamageRemains(Failed):
-    public = "{error.left} clusters of the replica of VM {error.vm} are damaged"
+    public = "{error.told} damaged in the replica of VM {error.vm}"
     still_works = "points that do not stand on them are good; replication goes on"
     next_step = "{error.step}"
 
     def __init__(self, vm: str, left: int, wanted: int, *, repair: bool) -> None:
-        self.vm, self.left = vm, left
+        self.vm = vm
+        self.told = f"{count(left, 'cluster')} {'is' if left == 1 else 'are'}"
         if not repair:
             self.step = f"twinsite vm verify {vm} --repair"
         elif wanted:

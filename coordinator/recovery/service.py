@@ -245,7 +245,7 @@ def _failover_consequences(
     if protection.health.reason:
         answer.warnings.append(f"health is {protection.health.health}: {protection.health.reason}")
     if protection.tests:
-        answer.warnings.append(f"{len(protection.tests)} tests go on running beside it")
+        answer.warnings.append(f"tests that go on running beside it: {len(protection.tests)}")
     return answer
 
 

@@ -11,7 +11,7 @@ from coordinator.statistics.model import CAUSES, DAY, HOUR, MINUTE, total
 from coordinator.statistics.situation import Explanation, Situation
 from twinsite import units
 from twinsite.api.types.v1 import types_pb2
-from twinsite.units import duration, size
+from twinsite.units import count, duration, size
 
 _LATE: Final = 2.0  # frequencies; a point is as old as one and a cycle just before the next arrives
 _SLACK_SECONDS: Final = 10.0
@@ -163,8 +163,8 @@ def _late(case: Situation) -> Explanation | None:
         verdict = f"{case.name} is late: a cycle is slower than usual: {case.sending.note}"
         return Explanation(verdict, (age(case), *cycle_facts(case, pace)))
     if hour.failures and hour.failures >= hour.cycles:
-        verdict = f"{case.name} is late: {hour.failures} attempts of the last hour ended in an error"
-        told = [age(case), f"{hour.cycles} cycles of the last hour arrived"]
+        verdict = f"{case.name} is late: {count(hour.failures, 'attempt')} of the last hour ended in an error"
+        told = [age(case), f"{count(hour.cycles, 'cycle')} of the last hour arrived"]
         remedy = f"look at the logs of the host agents of {case.source.host} and {case.target.host}"
         return Explanation(verdict, tuple(told), (remedy,))
     unseen = minutes_unseen(case.rows, case.now, since=case.protected_since)
@@ -177,7 +177,8 @@ def _late(case: Situation) -> Explanation | None:
         return Explanation(verdict, (age(case),), (f"look at the log of the host agent of {case.source.host}",))
     last = case.turned()
     because, remedies = BY_CAUSE[last.cause](case, last) if last else BY_CAUSE[pace.cause](case, pace)
-    missing = f"{hour.missed} of {hour.missed + hour.cycles} cycles of the last hour were missed"
+    were = "was" if hour.missed == 1 else "were"
+    missing = f"{hour.missed} of {count(hour.missed + hour.cycles, 'cycle')} of the last hour {were} missed"
     told = [age(case), *cycle_facts(case, pace), *([missing] if hour.missed else [])]
     if last:
         spent = sum(getattr(case.sending.last_causes, cause) for cause in CAUSES)
@@ -196,10 +197,10 @@ def _was_late(case: Situation) -> Explanation | None:
     by_hour: dict[int, int] = {}
     for row in bad:
         by_hour[row.start // HOUR] = by_hour.get(row.start // HOUR, 0) + row.measured.missed
-    worst = units.rfc3339(HOUR * max(by_hour, key=lambda hour: by_hour[hour]))[:16].replace("T", " ")
+    worst = units.rfc3339(HOUR * max(by_hour, key=lambda hour: by_hour[hour]))
     span = units.span(int(MONITORED_SECONDS))
     verdict = f"{case.name} is in time now, but {share:.0%} of the cycles of the last {span} were missed"
-    told = [age(case), f"most of them in the hour from {worst} UTC"]
+    told = [age(case), f"most of them in the hour from {worst}"]
     pace = Pace(measured=total(bad), seconds=float(MINUTE * len(bad)))
     if not pace.cause:
         return Explanation(verdict, tuple(told))
@@ -212,7 +213,7 @@ def _fine(case: Situation) -> Explanation:
     facts = [age(case)]
     if day.cycles:
         missed = f"{day.missed} missed" if day.missed else "none missed"
-        facts.append(f"{day.cycles} cycles in the last day, {missed}, {took(day.average_seconds)} on average")
+        facts.append(f"{count(day.cycles, 'cycle')} in the last day, {missed}, {took(day.average_seconds)} on average")
         facts.append(f"{size(sum(day.disks.values()))} changed, {size(day.wire_bytes)} sent")
         disk = busiest_disk(day, case.disks)
         if disk is not None:

@@ -171,7 +171,7 @@ class _Export:
         await blocking.finish(file.unlink, missing_ok=True)
         total = sum(part.size for part in parts)
         self._call.result.note = (
-            f"{self._folder}: {len(parts)} part{'s' * (len(parts) != 1)}, {units.size(total)}, for host {self._target}"
+            f"{self._folder}: {units.count(len(parts), 'part')}, {units.size(total)}, for host {self._target}"
         )
         _log.info("seed_exported", vm_id=self._vm_id, seed=self._seed.hex(), parts=len(parts), bytes=total)
 

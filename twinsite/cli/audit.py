@@ -36,9 +36,8 @@ async def list_(context: Context, limit: int, actor: str) -> None:
         )
         for r in answer.records
     ]
-    context.output.items(
-        "AuditList", answer.records, ("SEQ", "TIME", "ACTOR", "ACTION", "TARGET", "OUTCOME", "FACTS"), rows
-    )
+    columns = ("SEQ", "TIME", "ACTOR", "ACTION", "TARGET", "OUTCOME", "FACTS")
+    context.output.items("AuditList", admin_pb2.AuditRecord, answer.records, columns, rows)
     if not answer.chain_intact:
         context.output.note(f"! the chain is broken: record {answer.first_broken} was altered")
         raise click.exceptions.Exit(1)

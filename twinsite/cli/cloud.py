@@ -22,7 +22,8 @@ async def list_(context: Context) -> None:
     async with context.connect() as api:
         found = (await api.clouds.List(admin_pb2.Empty())).clouds
     rows = [(c.name, c.server, c.role, c.pair, str(c.hosts), str(c.vms), str(c.vms_protected)) for c in found]
-    context.output.items("CloudList", found, ("NAME", "SERVER", "ROLE", "PAIR", "HOSTS", "VMS", "PROTECTED"), rows)
+    columns = ("NAME", "SERVER", "ROLE", "PAIR", "HOSTS", "VMS", "PROTECTED")
+    context.output.items("CloudList", admin_pb2.CloudView, found, columns, rows)
 
 
 @cloud.command()

@@ -5,7 +5,7 @@ from typing import Final
 
 import click
 
-from twinsite.cli.output import interactive
+from twinsite.cli.output import for_people, interactive
 from twinsite.errors import TwinsiteError
 
 EXIT: Final = 7
@@ -23,9 +23,9 @@ class NotConfirmed(TwinsiteError):
 
 def show(consequences: Sequence[str], warnings: Sequence[str] = ()) -> None:
     for line in consequences:
-        click.echo(f"  {line}", err=True)
+        click.echo(f"  {for_people(line)}", err=True)
     for line in warnings:
-        click.echo(f"  ! {line}", err=True)
+        click.echo(f"  ! {for_people(line)}", err=True)
 
 
 def yes(action: str, *, given: bool, no_input: bool) -> None:

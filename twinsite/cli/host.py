@@ -38,7 +38,7 @@ async def list_(context: Context) -> None:
         for h in found
     ]
     columns = ("NAME", "SERVER", "CLOUD", "LINK", "HYPERVISOR", "VMS", "FREE", "VERSION")
-    context.output.items("HostList", found, columns, rows)
+    context.output.items("HostList", admin_pb2.Host, found, columns, rows)
 
 
 @host.command()

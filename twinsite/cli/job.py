@@ -34,7 +34,7 @@ async def list_(context: Context, state: str, target: str, limit: int) -> None:
         (j.id, j.kind, j.target, j.state.replace("_", " "), f"{_percent(j)} %", j.created_by, age(j.created, now))
         for j in found
     ]
-    context.output.items("JobList", found, ("JOB", "KIND", "TARGET", "STATE", "DONE", "BY", "AGE"), rows)
+    context.output.items("JobList", admin_pb2.Job, found, ("JOB", "KIND", "TARGET", "STATE", "DONE", "BY", "AGE"), rows)
 
 
 @job.command()

@@ -77,7 +77,8 @@ async def list_(context: Context) -> None:
         (k.id, k.state, f"{k.used}/{k.uses}", ",".join(k.servers), local(k.expires), k.created_by, age(k.issued, now))
         for k in found
     ]
-    context.output.items("KeyList", found, ("KEY", "STATE", "USED", "SERVERS", "EXPIRES", "BY", "AGE"), rows)
+    columns = ("KEY", "STATE", "USED", "SERVERS", "EXPIRES", "BY", "AGE")
+    context.output.items("KeyList", admin_pb2.Key, found, columns, rows)
 
 
 @key.command()

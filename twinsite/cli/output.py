@@ -3,10 +3,11 @@
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # protobuf takes longer to import than --help may take
     from google.protobuf.timestamp_pb2 import Timestamp
 
 API_VERSION: Final = "twinsite/v1"
+_INSTANT: Final = re.compile(r"\b[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?Z")
 _GLYPHS: Final = {
     "normal": ("✓", "OK"),
     "warning": ("!", "WARN"),
@@ -52,9 +54,14 @@ class Output:
         return f"{glyph} {word.capitalize()}"
 
     def items(
-        self, kind: str, messages: "Sequence[Message]", columns: Sequence[str], rows: Iterable[Sequence[str]]
+        self,
+        kind: str,
+        message_type: "type[Message]",
+        messages: "Sequence[Message]",
+        columns: Sequence[str],
+        rows: Iterable[Sequence[str]],
     ) -> None:
-        """A list: a table for people, an object with `items` for scripts, the table as CSV, or one name a line."""
+        """A list: a table for people, an object with `items` or the same as CSV for scripts, or one name a line."""
         if self.json:
             from twinsite.cli.plain import to_plain
 
@@ -62,7 +69,9 @@ class Output:
             emit({"apiVersion": API_VERSION, "kind": kind, "metadata": {"continue": None}, "items": items})
             return
         if self.csv:
-            emit_csv(columns, rows)
+            from twinsite.cli.plain import flat_names, to_flat
+
+            emit_csv(flat_names(message_type.DESCRIPTOR), (to_flat(message).values() for message in messages))
             return
         lines = [[cell or "<none>" for cell in row] for row in rows]
         if self.form == "name":
@@ -76,6 +85,7 @@ class Output:
 
     def table(self, columns: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
         """Aligned, for people; at least one line."""
+        lines = [[for_people(cell) for cell in line] for line in lines]
         widths = [max(len(column), *(len(line[at]) for line in lines)) for at, column in enumerate(columns)]
         for line in (columns, *lines):
             click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
@@ -87,11 +97,14 @@ class Output:
 
             emit({"apiVersion": API_VERSION, "kind": kind, **to_plain(message)})
             return
+        if self.csv:
+            from twinsite.cli.plain import to_flat
+
+            emit_csv(("name", "value"), to_flat(message).items())
+            return
         shown = [(name, value) for name, value in facts if value]
         if self.form == "name":
             click.echo(shown[0][1])
-        elif self.csv:
-            emit_csv(("NAME", "VALUE"), shown)
         else:
             self.facts(shown)
 
@@ -99,7 +112,7 @@ class Output:
         """Names and values, aligned, for people."""
         width = max(len(name) for name, _ in shown) + 2
         for name, value in shown:
-            click.echo(f"{name + ':':<{width}}{value}")
+            click.echo(f"{name + ':':<{width}}{for_people(value)}")
 
     def done(self, line: str, *, following: str = "") -> None:
         """How a mutation ended, and what comes next."""
@@ -109,17 +122,17 @@ class Output:
 
     def note(self, line: str) -> None:
         if not self.quiet:
-            click.echo(line, err=True)
+            click.echo(for_people(line), err=True)
 
 
 def emit(value: dict[str, Any]) -> None:
     click.echo(json.dumps(value, ensure_ascii=False))
 
 
-def emit_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A head line of lower-case names, then a line for each row (RFC 4180)."""
+def emit_csv(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """A head line of names, then a line for each row (RFC 4180)."""
     writer = csv.writer(sys.stdout)
-    writer.writerow([column.lower() for column in columns])
+    writer.writerow(columns)
     writer.writerows(rows)
 
 
@@ -132,7 +145,16 @@ def local(instant: "Timestamp") -> str:
     """Local time with its offset."""
     if not instant.seconds:
         return ""
-    return datetime.fromtimestamp(instant.seconds).astimezone().isoformat(sep=" ", timespec="seconds")
+    return _local(datetime.fromtimestamp(instant.seconds, UTC))
+
+
+def _local(instant: datetime) -> str:
+    return instant.astimezone().isoformat(sep=" ", timespec="seconds")
+
+
+def for_people(text: str) -> str:
+    """With the instants that the coordinator and the hosts wrote in it, RFC 3339 in UTC, as `local` has them."""
+    return _INSTANT.sub(lambda found: _local(datetime.fromisoformat(found[0])), text)
 
 
 def error(problem: TwinsiteError, exit_code: int, *, as_json: bool) -> None:
@@ -151,10 +173,10 @@ def error(problem: TwinsiteError, exit_code: int, *, as_json: bool) -> None:
         )
         return
     cross = "✕" if (sys.stderr.encoding or "").lower() in ("utf-8", "utf8") else "x"
-    click.echo(f"{cross} {texts['public']}  ({problem.code})", err=True)
+    click.echo(f"{cross} {for_people(texts['public'])}  ({problem.code})", err=True)
     for label, name in (("Cause:", "cause"), ("State:", "still_works"), ("Next:", "next_step")):
         if texts[name]:
-            click.echo(f"  {label:<8} {texts[name]}", err=True)
+            click.echo(f"  {label:<8} {for_people(texts[name])}", err=True)
 
 
 def interactive() -> bool:

@@ -163,7 +163,7 @@ async def list_(context: Context) -> None:
         (p.name, p.source_server, p.target_server, _policy(p.policy), str(p.vms_protected), age(p.created, now))
         for p in found
     ]
-    context.output.items("PairList", found, ("NAME", "FROM", "TO", "POLICY", "VMS", "AGE"), rows)
+    context.output.items("PairList", admin_pb2.Pair, found, ("NAME", "FROM", "TO", "POLICY", "VMS", "AGE"), rows)
 
 
 @pair.command()
@@ -219,7 +219,10 @@ async def remove(context: Context, name: str, confirmed: str | None, reason: str
 
 
 def _policy(policy: types_pb2.Policy) -> str:
-    words = [f"every {units.span(policy.frequency_seconds)}", f"{policy.additional_points} points"]
+    words = [
+        f"every {units.span(policy.frequency_seconds)}",
+        f"{units.count(policy.additional_points, 'hourly point')}",
+    ]
     words += [schedules.keep_text(policy.tiers)] if policy.tiers else []
     words += ["rates"] if policy.vm_rates or policy.link_rates else []
     return ", ".join([*words, "compressed" if policy.compression else "not compressed"])

@@ -1,5 +1,7 @@
 """Messages of the admin API as plain JSON values: numbers are numbers, enums lower_snake, times RFC 3339 UTC."""
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -23,9 +25,38 @@ def to_plain(message: Message) -> Any:
                 plain[field.name] = to_plain(getattr(message, field.name))
             elif field.message_type.full_name == Timestamp.DESCRIPTOR.full_name:
                 plain[field.name] = None
+        elif _is_unix(field):
+            plain[_name(field)] = units.rfc3339(getattr(message, field.name)) if getattr(message, field.name) else None
         elif field.containing_oneof is None or message.HasField(field.name):
             plain[field.name] = _scalar(field, getattr(message, field.name))
     return plain
+
+
+def to_flat(message: Message) -> dict[str, object]:
+    """By dotted name, in the same order for every message of its kind: the values of `to_plain`, lists as JSON text.
+
+    What is absent is empty.
+    """
+    return dict(_leaves(message.DESCRIPTOR, to_plain(message), ""))
+
+
+def flat_names(descriptor: Any) -> list[str]:
+    """What `to_flat` names."""
+    return [name for name, _ in _leaves(descriptor, {}, "")]
+
+
+def _leaves(descriptor: Any, plain: dict[str, Any], prefix: str) -> Iterator[tuple[str, object]]:
+    for field in descriptor.fields:
+        value = plain.get(_name(field))
+        single = field.type == FieldDescriptor.TYPE_MESSAGE and not field.is_repeated
+        if single and field.message_type.full_name != Timestamp.DESCRIPTOR.full_name:
+            yield from _leaves(field.message_type, value or {}, f"{prefix}{field.name}.")
+        elif value is None:
+            yield f"{prefix}{_name(field)}", ""
+        elif isinstance(value, bool | list | dict):
+            yield f"{prefix}{field.name}", json.dumps(value, ensure_ascii=False)
+        else:
+            yield f"{prefix}{_name(field)}", value
 
 
 def rfc3339(instant: Timestamp) -> str | None:
@@ -33,6 +64,15 @@ def rfc3339(instant: Timestamp) -> str | None:
     if not instant.seconds and not instant.nanos:
         return None
     return units.rfc3339(instant.seconds + instant.nanos / 1e9)
+
+
+def _is_unix(field: Any) -> bool:
+    return bool(field.name.endswith("_unix") and not field.is_repeated)
+
+
+def _name(field: Any) -> str:
+    """An instant has no suffix, whatever it travels as."""
+    return str(field.name).removesuffix("_unix") if _is_unix(field) else str(field.name)
 
 
 def _repeated(field: Any, values: Any) -> Any:

@@ -43,14 +43,14 @@ async def list_(context: Context, vm: str) -> None:
         for p in found
     ]
     columns = ("POINT", "TIME", "TYPE", "LOSS-IF-USED", "CHANGED", "STORED", "LABEL", "MARKS", "TERM")
-    context.output.items("PointList", found, columns, rows)
+    context.output.items("PointList", types_pb2.Point, found, columns, rows)
 
 
 def _marks(p: types_pb2.Point, now: float) -> list[str]:
     """Worst first."""
     marks = []
     if p.damaged_clusters:
-        marks.append(f"DAMAGED ({p.damaged_clusters} clusters)")
+        marks.append(f"DAMAGED ({units.count(p.damaged_clusters, 'cluster')})")
     if p.pinned_by:
         marks.append(f"in use by {p.pinned_by}")
     if p.locked_until.seconds > now:

@@ -36,7 +36,8 @@ async def list_(context: Context) -> None:
         )
         for s in found
     ]
-    context.output.items("ServerList", found, ("NAME", "STATE", "LINK", "CLOUDS", "HOSTS", "VERSION", "AGE"), rows)
+    columns = ("NAME", "STATE", "LINK", "CLOUDS", "HOSTS", "VERSION", "AGE")
+    context.output.items("ServerList", admin_pb2.Server, found, columns, rows)
 
 
 @server.command()

@@ -10,7 +10,7 @@ from twinsite import units
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.api.types.v1 import types_pb2
 from twinsite.cli.command import DURATION, Context, command
-from twinsite.cli.output import emit_csv, local
+from twinsite.cli.output import emit_csv, for_people, local
 
 _DAY: Final = 86400
 _CAUSES: Final = tuple(field.name for field in types_pb2.Causes.DESCRIPTOR.fields)
@@ -52,7 +52,9 @@ async def stats(context: Context, name: str, since: int, pair: bool) -> None:
         _csv(answer.rows, disks)
         return
     if out.json or out.form == "name":
-        out.items("StatsList", answer.rows, ("START",), [(local(row.start),) for row in answer.rows])
+        out.items(
+            "StatsList", admin_pb2.StatsRow, answer.rows, ("START",), [(local(row.start),) for row in answer.rows]
+        )
         return
     if not answer.rows:
         out.note(_nothing(answer, name, since, pair=pair))
@@ -206,8 +208,8 @@ async def explain(context: Context, name: str) -> None:
         told = [("Verdict", found.verdict), *(("Fact", fact) for fact in found.facts)]
         context.output.one("Explanation", found, [*told, *(("Remedy", remedy) for remedy in found.remedies)])
         return
-    click.echo(found.verdict)
+    click.echo(for_people(found.verdict))
     for fact in found.facts:
-        click.echo(f"  {fact}")
+        click.echo(f"  {for_people(fact)}")
     for remedy in found.remedies:
-        click.echo(f"What would help: {remedy}")
+        click.echo(f"What would help: {for_people(remedy)}")

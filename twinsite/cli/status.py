@@ -2,6 +2,7 @@
 
 import click
 
+from twinsite import units
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.cli.command import Context, command
 from twinsite.cli.output import local
@@ -21,7 +22,7 @@ async def status(context: Context, exit_code: bool) -> None:
         now = await api.status.Show(admin_pb2.Empty())
     sites = "   ".join(
         f"{site.server} {context.output.health('normal' if site.connected else 'critical')} "
-        f"{site.hosts_connected}/{site.hosts} hosts"
+        f"{site.hosts_connected}/{units.count(site.hosts, 'host')}"
         for site in now.sites
     )
     vms = (

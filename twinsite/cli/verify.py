@@ -57,9 +57,11 @@ def _show(context: Context, result: dict[str, str]) -> None:
             for one in messages
         ]
         columns = ("FILE", "CLUSTER", "PROBLEM", "STATE", "POINTS", "DISK")
-        context.output.items("DamageList", messages, columns, rows)
+        context.output.items("DamageList", commands_pb2.Damage, messages, columns, rows)
     counts = {name: int(result[f"{name}_clusters"]) for name in ("damaged", "repaired", "wanted")}
     shown = f", {len(damage)} of them shown" if len(damage) < counts["damaged"] + counts["repaired"] else ""
-    found = f"{counts['damaged']} clusters are damaged, {counts['repaired']} were repaired{shown}"
+    damaged, repaired = counts["damaged"], counts["repaired"]
+    found = f"{units.count(damaged, 'cluster')} {'is' if damaged == 1 else 'are'} damaged"
+    found += f", {repaired} {'was' if repaired == 1 else 'were'} repaired{shown}"
     asked = f", {counts['wanted']} asked of the source" if counts["wanted"] else ""
     context.output.note(f"{units.size(int(result['checked_bytes']))} checked: {found}{asked}")

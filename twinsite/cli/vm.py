@@ -35,7 +35,7 @@ async def list_(context: Context, unprotected: bool) -> None:
         answer = await api.machines.List(admin_pb2.Empty())
     found = [m for m in answer.machines if not (unprotected and m.HasField("protection"))]
     columns = ("NAME", "HEALTH", "STATE", "CLOUD", "HOST", "RPO/TARGET", "POINTS", "TERM", "AGE")
-    context.output.items("VmList", found, columns, [_row(context, machine) for machine in found])
+    context.output.items("VmList", admin_pb2.MachineView, found, columns, [_row(context, machine) for machine in found])
 
 
 def _row(context: Context, m: admin_pb2.MachineView) -> tuple[str, ...]:

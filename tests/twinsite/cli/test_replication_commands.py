@@ -320,7 +320,7 @@ def test_damage_is_a_table_and_exit_3(twinsite, fake):
     assert ended.out.splitlines()[1].split() == [
         "000041.qcow2", "7", "fingerprint", "differs", "damaged", "41,42", "0f6e0000",
     ]  # fmt: skip
-    assert "1 clusters are damaged" in ended.err
+    assert "1 cluster is damaged" in ended.err
     assert fake.requests("Machines.Verify")[0].repair
     lines = [json.loads(line) for line in twinsite("vm", "verify", "web01", "-o", "json").out.splitlines()]
     assert json.loads(lines[-1]["job"]["result"]["damage"]) == [DAMAGE]

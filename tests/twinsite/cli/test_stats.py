@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -149,4 +150,52 @@ def test_any_list_can_be_had_as_csv(twinsite, fake):
     assert (found["name"], found["cloud"]) == ('web "01", main', "gold-a")
     known(fake)
     named = dict(csv.reader(io.StringIO(twinsite("vm", "show", "web01", "-o", "csv").out)))
-    assert named["Disks"].startswith("vda")
+    assert json.loads(named["machine.disks"])[0]["name"] == "vda"
+
+
+def test_csv_and_json_carry_plain_numbers_and_instants_in_utc(twinsite, fake):
+    point = types_pb2.Point(vm_id="0f6e", cycle=41, consistency="crash", changed_bytes=4096, stored_bytes=5 << 30)
+    point.instant.FromJsonString("2027-01-15T08:00:00.250Z")
+    fake.answers["RecoveryPoints.List"] = admin_pb2.ListPointsResponse(points=[point])
+    (found,) = csv.DictReader(io.StringIO(twinsite("point", "list", "web01", "-o", "csv").out))
+    (plain,) = json.loads(twinsite("point", "list", "web01", "-o", "json").out)["items"]
+    assert (found["cycle"], found["changed_bytes"], found["stored_bytes"]) == ("41", "4096", str(5 << 30))
+    assert (plain["cycle"], plain["changed_bytes"], plain["stored_bytes"]) == (41, 4096, 5 << 30)
+    assert found["instant"] == plain["instant"] == "2027-01-15T08:00:00.250Z"
+    assert (found["locked_until"], plain["locked_until"]) == ("", None)
+
+    known(fake)
+    view = fake.answers["Machines.Show"]
+    view.protection.changed_bytes = 3 << 30
+    view.protection.newest_instant.FromJsonString("2027-01-15T08:00:00.250Z")
+    named = dict(csv.reader(io.StringIO(twinsite("vm", "show", "web01", "-o", "csv").out)))
+    assert named["protection.changed_bytes"] == str(3 << 30)
+    assert named["protection.newest_instant"] == "2027-01-15T08:00:00.250Z"
+    assert [disk["name"] for disk in json.loads(named["machine.disks"])] == ["vda", "vdb"]
+
+    fake.answers["Sessions.WhoAmI"] = admin_pb2.WhoAmIResponse(user="ana", expires_unix=1_800_000_000)
+    assert json.loads(twinsite("whoami", "-o", "json").out)["expires"] == "2027-01-15T08:00:00.000Z"
+    assert dict(csv.reader(io.StringIO(twinsite("whoami", "-o", "csv").out)))["expires"] == "2027-01-15T08:00:00.000Z"
+
+
+def test_a_list_without_rows_has_the_head_of_one_with_rows(twinsite, fake):
+    fake.answers["Machines.List"] = admin_pb2.ListMachinesResponse()
+    empty = twinsite("vm", "list", "-o", "csv").out.splitlines()
+    fake.answers["Machines.List"] = admin_pb2.ListMachinesResponse(
+        machines=[
+            admin_pb2.MachineView(name="web01", protection=admin_pb2.Protection(term=1)),
+            admin_pb2.MachineView(name="db01"),
+        ]
+    )
+    full = list(csv.reader(io.StringIO(twinsite("vm", "list", "-o", "csv").out)))
+    assert [",".join(full[0])] == empty
+    assert {len(row) for row in full} == {len(full[0])}
+
+
+def test_instants_in_sentences_of_the_coordinator_are_shown_as_all_others_are(twinsite, fake):
+    said = "the initial replication of web01 begins now, not at 2027-01-15T08:00:00.000Z"
+    fake.answers["Machines.StartInitial"] = admin_pb2.ActionResponse(consequences=[said])
+    shown = twinsite("vm", "start-initial", "web01", "--dry-run").err
+    here = datetime.fromtimestamp(1_800_000_000).astimezone().isoformat(sep=" ", timespec="seconds")
+    assert f"not at {here}" in shown
+    assert "2027-01-15T08:00:00.000Z" not in shown
