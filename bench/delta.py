@@ -18,12 +18,14 @@ from twinsite.units import GiB, MiB
 
 FREQUENCY = 2  # seconds; changes are made between two cycles
 SCALE = 64
+SETTLING = 3  # cycles, in which the compression finds what suits this way
+RATE = "1gbit"  # of the link whose bytes are counted: on a fast one it is right not to compress
 
 
 @contextmanager
-def replicated(image: Path, folder: Path) -> Iterator[Rig]:
+def replicated(image: Path, folder: Path, *, at: str = "127.0.0.1", inside: tuple[str, ...] = ()) -> Iterator[Rig]:
     """Two agents with one VM whose disk is at the target already."""
-    rig = Rig(folder)
+    rig = Rig(folder, target_at=at, inside={"b": inside})
     rig.lay_out({"vda": image}, compression=True, frequency=FREQUENCY)
     try:
         rig.start("b")
@@ -48,23 +50,35 @@ def against_rsync(root: Path, size: int, rounds: int) -> None:
     image, copy = root / "disk.raw", root / "copy.raw"
     disk.make(image, size)
     count = size // 100 // CLUSTER
-    ours, peer, sent, least = [], [], [], []
+    ours, peer = [], []
     shutil.copy(image, copy)
     with rsync.server(root / "ssh") as server, replicated(image, root / "rig") as rig:
-        for number in range(rounds):
-            seconds, wire = cycle(rig, size, count, number)
-            ours.append(seconds)
-            sent.append(wire)
-            least.append(compressed(changes.scattered(size, count, number).values()))
+        for number in range(SETTLING + rounds):
+            ours.append(cycle(rig, size, count, number)[0])
             peer.append(server.copy_seconds(image, copy))
+    ours, peer = ours[SETTLING:], peer[SETTLING:]
     report.line("delta-1pct", statistics.median(ours), statistics.median(peer), "rsync --inplace over ssh", "s")
+    image.unlink()
+    copy.unlink()
+
+
+def on_the_wire(root: Path, size: int, rounds: int) -> None:
+    image = root / "disk.raw"
+    disk.make(image, size)
+    count = size // 100 // CLUSTER
+    sent, least = [], []
+    with link.shaped(RATE) as (at, inside), replicated(image, root / "wire", at=at, inside=inside) as rig:
+        for number in range(rounds):
+            sent.append(cycle(rig, size, count, number)[1])
+            least.append(compressed(changes.scattered(size, count, number).values()))
     report.line(
         "wire-bytes",
         statistics.median(sent) / MiB,
         statistics.median(least) / MiB,
-        "zstd of the changed clusters at the level used; ours with TLS and framing",
+        f"zstd of the changed clusters, one by one; ours with TLS and framing through {RATE}",
         "MiB",
     )
+    image.unlink()
 
 
 def compressed(contents: Iterable[bytes]) -> int:
@@ -91,6 +105,7 @@ def main(size: int, rounds: int) -> None:
         sys.exit(f"changes are measured with {' and '.join(missing)}: see deploy/system-packages bench")
     with tempfile.TemporaryDirectory(prefix="twinsite-bench-", dir="/var/tmp") as name:
         against_rsync(Path(name), size, rounds)
+        on_the_wire(Path(name), size, rounds)
         scale(Path(name), size, rounds)
 
 

@@ -159,24 +159,25 @@ class Reader:
             await self.run(self.pending.write)
         return _built(packed, order.sequence, order.digest, disks), position, work
 
-    async def point(self, point: SourcePoint, order: ReadPoint, spool: Spool) -> tuple[tuple[Ready, ...], Work]:
-        """All of a point's changes into the spool, and what it took."""
+    async def point(self, point: SourcePoint, order: ReadPoint, spool: Spool, told: Callable[[Ready], None]) -> Work:
+        """All of a point's changes into the spool, `told` of each batch there; what it took."""
         work = Work()
         disks = order.header.disks
         await self.stop()
         await self.run(self.pending.begin, order.header.id, 1)
         way = _Way(reading_plan.changes(point, order, self._unit()))
-        made: list[Ready] = []
+        sequence, digest = 0, CHAIN_START
         try:
             while await self._ahead(way, disks):
                 packed, _ = await self._next(way, disks, work)
                 if packed is not None:
-                    built = _built(packed, len(made) + 1, made[-1].digest if made else CHAIN_START, disks)
+                    built = _built(packed, sequence + 1, digest, disks)
                     await self.run(self._keep, built, packed, spool)
-                    made.append(built.ready)
+                    sequence, digest = built.ready.sequence, built.ready.digest
+                    told(built.ready)
         finally:
             await asyncio.shield(_landed(way))
-        return tuple(made), work
+        return work
 
     async def _next(self, way: _Way, disks: tuple[DiskGeometry, ...], work: Work) -> tuple[Packed | None, Unit | None]:
         """The next batch, None when so much was looked at in vain; and the last unit that is dealt with."""

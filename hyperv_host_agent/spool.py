@@ -66,6 +66,10 @@ class Spool:
             self._end += len(message)
         self.bytes += len(message)
 
+    def held(self, sequence: int) -> bytes | None:
+        """If it is in memory; does not block, and may be called beside any call."""
+        return self._held.get(sequence)
+
     def get(self, sequence: int) -> bytes:
         """Raises KeyError for a message that was released or never came."""
         if sequence in self._held:

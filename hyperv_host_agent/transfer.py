@@ -49,6 +49,7 @@ from hyperv_host_agent.replication.sending import (
     FetchIndex,
     IndexFetched,
     OpenPoint,
+    PartRead,
     Persist,
     PointOpened,
     PointRead,
@@ -357,7 +358,10 @@ class _Life:
                 self._outgoing = asyncio.Queue()
                 self._stream = self._group.create_task(self._send(action, self._outgoing))
             case SendBatch(_, sequence):
-                self._outgoing.put_nowait((sequence, self._slices.pop(sequence, None)))
+                message = self._slices.pop(sequence, None)
+                if message is None and self._spool is not None:
+                    message = self._spool.held(sequence)
+                self._outgoing.put_nowait((sequence, message))
                 self._handed = sequence
             case SendEnd(_, batches, digest):
                 self._outgoing.put_nowait((batches + 1, wire.encode(wire.end(batches, digest))))
@@ -435,13 +439,13 @@ class _Life:
 
     async def _read_point(self, order: ReadPoint) -> None:
         await self._drop_spool()
-        self._spool = Spool(self._means.spool_folder, self._means.spool_memory)
+        spool = self._spool = Spool(self._means.spool_folder, self._means.spool_memory)
         self._pace(beside=False)
         started = self._means.clock.monotonic()
         try:
             if self._point is None:
                 raise PointGone(self._means.vm_id)
-            batches, work = await self._reader.point(self._point, order, self._spool)
+            work = await self._reader.point(self._point, order, spool, lambda batch: self.put(PartRead((batch,))))
         except TwinsiteError as error:
             await self._drop_spool()
             await self._close_point()
@@ -450,7 +454,10 @@ class _Life:
             self._packed(work, beside=False)
             # The threads did both at a time: each gets its share of what passed.
             share = (self._means.clock.monotonic() - started) / max(1e-9, work.read_seconds + work.pack_seconds)
-            self.put(PointRead(batches, work.read_seconds * share, work.pack_seconds * share))
+            self.put(PointRead((), work.read_seconds * share, work.pack_seconds * share))
+        finally:
+            if self._spool is not spool:  # it was dropped meanwhile: what came since is let go of too
+                await self._reader.run(spool.close)
 
     async def _read_slice(self, order: ReadSlice) -> None:
         self._pace(beside=True)

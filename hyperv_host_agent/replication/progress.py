@@ -121,7 +121,6 @@ class Progress:
         self._compress = event.compress_seconds
         self._source = max(0.0, now - self._opened - event.compress_seconds)
         self._read = now
-        self.brought(event.batches)
 
     def slice_read(self, event: SliceRead) -> None:
         self._source += event.read_seconds

@@ -2,12 +2,13 @@
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from hyperv_host_agent.replication import progress, resync
 from hyperv_host_agent.replication.claim import Claim
 from hyperv_host_agent.replication.cycle import CycleHeader, Kind, TargetState, Wanted
+from hyperv_host_agent.replication.fetch import Fetch
 from hyperv_host_agent.replication.ownership import OlderTerm
 from hyperv_host_agent.replication.pace import Pace
 from hyperv_host_agent.replication.progress import Progress, View
@@ -31,6 +32,7 @@ from hyperv_host_agent.replication.sending import (
     FetchIndex,
     IndexFetched,
     OpenPoint,
+    PartRead,
     Persist,
     PointOpened,
     PointRead,
@@ -60,8 +62,6 @@ _NEVER: Final = float("-inf")
 _EVER: Final = float("inf")
 WINDOW_BYTES: Final = 64 << 20  # sent and not durable at the target; what a cut link may cost
 LOOK_SECONDS: Final = 20.0  # the target's answer is as old as this at most when a cycle starts: it may want clusters
-FETCH_TRIES: Final = 3  # of fingerprints that a target, which answers otherwise, does not send
-FETCH_RETRY_SECONDS: Final = 60.0  # after it could not; without them everything written is sent
 
 
 class _Waiting(enum.Enum):
@@ -73,14 +73,6 @@ class _Waiting(enum.Enum):
     POINT = enum.auto()
     READ = enum.auto()
     APPLIED = enum.auto()
-
-
-@dataclass(slots=True)
-class _Fetch:
-    """Of the index from the target."""
-
-    failures: int = 0  # in a row, at a target that answers otherwise
-    not_before: float = _NEVER  # again
 
 
 class Sender:
@@ -102,10 +94,10 @@ class Sender:
         self._source: SourceKnown | None = None  # None: ask
         self._confirmed = False  # the source was told once what is committed
         self._clean = False  # no point of an earlier process waits in the source
-        self._fetch = _Fetch()
+        self._fetch = Fetch()
         self._turn = Claim()
         self._flight = state.flight
-        self._spool: tuple[Ready, ...] | None = None
+        self._spool: list[Ready] | None = None
         self._durable = 0  # batches of the spool that were acked and may be gone from it
         self._carried: tuple[Wanted, ...] = ()  # what the target wanted when the cycle on its way was planned
         self._point: tuple[int, bytes] | None = None  # number and id of the point being opened
@@ -183,6 +175,8 @@ class Sender:
                 return self._take_source_failure(event)
             case PointOpened():
                 return self._take_point(event)
+            case PartRead(batches):
+                return self._take_part(batches)
             case PointRead():
                 return self._take_spool(event)
             case Applied(sound):
@@ -198,10 +192,12 @@ class Sender:
 
     def _next(self) -> list[Action]:
         assigned, flight = self._assigned, self._flight
-        if assigned is None or self._fenced or self._waiting is not None:
+        if assigned is None or self._fenced:
             return []
-        if self._stream is not None:
+        if self._stream is not None:  # beside reading a point too
             return self._pump(self._stream)
+        if self._waiting is not None:
+            return []
         if assigned.paused and (flight is None or self._spool is None):
             return self._turn.end()
         first = self._state.committed is None
@@ -213,7 +209,7 @@ class Sender:
             self._waiting = _Waiting.TARGET
             return [AskTarget()]
         if self._target.term > self._state.term:
-            return self._fence(self._target.term)
+            return self._fence(self._state.term, self._target.term)
         if flight is not None and (actions := self._settle(flight, self._target, assigned)) is not None:
             return actions
         return self._ask_source() or self._open(assigned, self._target)
@@ -261,7 +257,7 @@ class Sender:
         if not self._clean:
             self._clean = True
             actions += [DropPending(), DiscardPoint()]
-        if state.committed and not state.trusted and not target.awaiting_seed and self._now >= self._fetch.not_before:
+        if state.committed and not state.trusted and not target.awaiting_seed and self._fetch.due(self._now):
             self._waiting = _Waiting.INDEX
             self._note = "the fingerprints of the replica are not known here: the target sends them"
             return [*actions, FetchIndex(state.committed)]
@@ -279,18 +275,16 @@ class Sender:
     def _take_target_failure(self, error: TwinsiteError) -> list[Action]:
         waiting, self._waiting = self._waiting, None
         if waiting is _Waiting.INDEX:
-            self._fetch.failures += 1
-            if self._fetch.failures >= FETCH_TRIES:
-                self._fetch = _Fetch(not_before=self._now + FETCH_RETRY_SECONDS)
+            self._fetch.failed(self._now)
         return self._fail(error)
 
     def _take_index(self, event: IndexFetched) -> list[Action]:
         self._waiting = None
         self._source = None  # its index is another now
         if not event.sound:
-            self._fetch = _Fetch(not_before=self._now + FETCH_RETRY_SECONDS)
+            self._fetch.impossible(self._now)
             return []
-        self._fetch = _Fetch()
+        self._fetch = Fetch()
         return self._persist(replace(self._state, trusted=True, disks=event.disks))
 
     def _take_point(self, event: PointOpened) -> list[Action]:
@@ -345,15 +339,24 @@ class Sender:
             placeholder=plan.placeholder,
         )
 
+    def _take_part(self, batches: tuple[Ready, ...]) -> list[Action]:
+        flight, spool = self._flight, self._spool
+        if flight is None:
+            return []
+        self._progress.brought(batches)
+        if spool is not None:  # they go out with what runs, or after its loss once all is read
+            spool += batches
+            return []
+        self._spool = list(batches)
+        self._durable = 0
+        return self._begin(flight, Checkpoint())
+
     def _take_spool(self, event: PointRead) -> list[Action]:
         self._waiting = None
-        flight = self._flight
-        if flight is None or self._fenced:
+        if self._flight is None:
             return [ClosePoint(), DropSpool()]
-        self._spool = event.batches
-        self._durable = 0
         self._progress.point_read(event, self._now)
-        return [ClosePoint(), *self._begin(flight, Checkpoint())]
+        return [ClosePoint(), *self._take_part(event.batches)]
 
     def _take_source_failure(self, event: SourceFailed) -> list[Action]:
         waiting = self._waiting
@@ -394,7 +397,7 @@ class Sender:
         actions: list[Action] = []
         while stream.sent < len(self._spool) and stream.bytes < self._window:
             actions += self._send(stream, self._spool[stream.sent], Position())
-        if stream.sent == len(self._spool):
+        if stream.sent == len(self._spool) and self._waiting is not _Waiting.READ:
             actions += self._finish(stream, flight)
         return actions
 
@@ -558,19 +561,19 @@ class Sender:
         self._pace.failed(self._assigned, self._now)
         return self._turn.end()
 
-    def _fence(self, term: int) -> list[Action]:
+    def _fence(self, ours: int, newer: int) -> list[Action]:
         self._fenced = True
-        self._reason = OlderTerm(self._state.term, term)
+        self._reason = OlderTerm(ours, newer)
         self._spool = None
+        if self._waiting is _Waiting.READ:  # what was read is dropped, so the rest is of no use
+            self._flight = None
+            self._clean = False
         return [*self._close(), DropSpool(), *self._turn.end()]
 
     def _take_assignment(self, event: Assigned) -> list[Action]:
         before = self._assigned
         if event.term < self._state.term:  # an old word of the coordinator's, or a restored coordinator
-            self._reason = OlderTerm(event.term, self._state.term)
-            self._fenced = True
-            self._spool = None
-            return [*self._close(), DropSpool(), *self._turn.end()]
+            return self._fence(event.term, self._state.term)
         self._assigned = event
         self._pace.assigned(before, event, self._now, idle=not self._waiting and not self._flight)
         actions: list[Action] = []

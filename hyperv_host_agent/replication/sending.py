@@ -117,8 +117,15 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class PartRead:
+    """Of a ReadPoint: these batches are in the spool, and more may follow."""
+
+    batches: tuple[Ready, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PointRead:
-    """Reply to ReadPoint: the spool is complete."""
+    """Reply to ReadPoint: the spool is complete with these batches, which no PartRead has told of."""
 
     batches: tuple[Ready, ...]
     read_seconds: float = 0.0  # of the whole time, in the source
@@ -180,6 +187,7 @@ Event = (
     | SourceKnown
     | SourceFailed
     | PointOpened
+    | PartRead
     | PointRead
     | SliceRead
     | Applied
@@ -271,8 +279,8 @@ class ClosePoint:
 
 @dataclass(frozen=True, slots=True)
 class ReadPoint:
-    """Read the open point into the spool as batches 1, 2, 3 …; their fingerprints are pending. Replies PointRead or
-    SourceFailed.
+    """Read the open point into the spool as batches 1, 2, 3 …; their fingerprints are pending. Replies PartRead any
+    number of times, then PointRead or SourceFailed. The network never holds it up.
 
     Of every disk: the clusters `dirty` names, or all when the disk is in `whole`. A cluster is left out when `suppress`
     and the index has its fingerprint (zero for a hole) for a disk not in `whole`. Clusters in `forced` go in any case,

@@ -7,6 +7,7 @@ from hyperv_host_agent.replication import receiving
 from hyperv_host_agent.replication import sending as say
 from hyperv_host_agent.replication.claim import Claim
 from hyperv_host_agent.replication.cycle import Committed, CycleHeader, Kind, TargetState
+from hyperv_host_agent.replication.fetch import Fetch
 from hyperv_host_agent.replication.receiver import Receiver
 from hyperv_host_agent.replication.sender import Sender
 from hyperv_host_agent.replication.state import Checkpoint, Flight, Position
@@ -154,7 +155,7 @@ class TrustsAnyIndex(Sender):
 
     def _open(self, assigned, target: TargetState):
         trusted = self._state.trusted
-        self._fetch.not_before = float("inf" if trusted else "-inf")
+        self._fetch = Fetch(_not_before=float("inf" if trusted else "-inf"))
         actions = super()._open(assigned, target)
         self._state = replace(self._state, trusted=trusted)
         return actions
@@ -188,7 +189,7 @@ class LeavesPoints(Sender):
 
 class NeverFetches(Sender):
     def _open(self, assigned, target: TargetState):
-        self._fetch.not_before = float("inf")
+        self._fetch = Fetch(_not_before=float("inf"))
         return super()._open(assigned, target)
 
 
@@ -277,6 +278,17 @@ class CountsCopies(Sender):
         return super()._begin(replace(flight, header=replace(flight.header, consistency="crash")), after)
 
 
+class EndsBeforeItIsRead(Sender):
+    """A point's changes are taken for all there are as soon as some of them went."""
+
+    def _pump(self, stream):
+        waiting, self._waiting = self._waiting, None
+        try:
+            return super()._pump(stream)
+        finally:
+            self._waiting = waiting
+
+
 class SkipsADisk(Source):
     def read_point(self, action: say.ReadPoint) -> None:
         if self.point:
@@ -359,6 +371,7 @@ PLANTED: dict[str, Plan] = {
     "a copy counts as a recovery point": Plan(
         source=_source(CountsCopies), target=_target(receiver=TakesCopiesForPoints)
     ),
+    "a point is taken for read as soon as some of it is": Plan(source=_source(EndsBeforeItIsRead)),
     "fingerprints are applied before the target committed": Plan(source=AppliesBeforeCommit),
     "pending fingerprints are not stored before the end is sent": Plan(source=LosesPending),
     "fingerprints of a copy are not stored with its checkpoint": Plan(source=LosesPendingOfCopies),

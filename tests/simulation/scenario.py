@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hyperv_host_agent.replication.cycle import CycleHeader, DiskGeometry, Wanted
+from hyperv_host_agent.replication.fetch import RETRY_SECONDS
 from hyperv_host_agent.replication.progress import Phase
-from hyperv_host_agent.replication.sender import FETCH_RETRY_SECONDS
 from hyperv_host_agent.replication.sending import SyncRequested
 from hyperv_host_agent.store.base import AwaitedSeed, PointInfo
 from hyperv_host_agent.store.memory import _Point
@@ -363,7 +363,7 @@ class Scenario:
         if source.suppressed.get(header.id):
             raise Violation(f"cycle {header.number} sent what the target had: {redundant[:5]}")
         since = source.planned[header.id] - source.fetch_failed
-        if not self.offline and since > FETCH_RETRY_SECONDS + 1:
+        if not self.offline and since > RETRY_SECONDS + 1:
             raise Violation(
                 f"cycle {header.number} was sent without asking for fingerprints: {len(redundant)} clusters"
             )

@@ -354,7 +354,28 @@ class Source:
                 digest = made.ready.digest
                 self.spool[made.ready.sequence] = made
                 self.pending.batches[made.ready.sequence] = made.cells
-        self.reply(say.PointRead(tuple(made.ready for made in self.spool.values())), self.world.between(0.01, 0.5))
+        made, self.spool = list(self.spool.values()), {}
+        self.tell_parts(made)
+
+    def tell_parts(self, left: list[Made]) -> None:
+        """A few batches at a time, the last ones with the end; reading may fail between them."""
+        ends = not left or self.world.chance(0.3)
+        count = len(left) if ends else self.world.rng.randint(1, len(left))
+
+        def read() -> None:
+            life = self.life
+            if not ends and self.world.chance(self.flaky):
+                self.point = None
+                self.feed(say.SourceFailed(NotReadable()))
+                return
+            part = left[:count]
+            self.spool.update({made.ready.sequence: made for made in part})
+            batches = tuple(made.ready for made in part)
+            self.feed(say.PointRead(batches) if ends else say.PartRead(batches))
+            if not ends and self.up and self.life == life:
+                self.tell_parts(left[count:])
+
+        self.later(self.world.between(0.01, 0.5), read)
 
     def forced_by(self, action: say.ReadPoint) -> set[tuple[str, int]]:
         ends = {disk.id: clusters(disk.size) for disk in action.header.disks}

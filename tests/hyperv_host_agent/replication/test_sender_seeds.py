@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from hyperv_host_agent.replication import sending as say
 from hyperv_host_agent.replication.cycle import Committed, Kind, Wanted
+from hyperv_host_agent.replication.fetch import RETRY_SECONDS
 from hyperv_host_agent.replication.progress import Phase
-from hyperv_host_agent.replication.sender import FETCH_RETRY_SECONDS, LOOK_SECONDS
+from hyperv_host_agent.replication.sender import LOOK_SECONDS
 from hyperv_host_agent.replication.state import SenderState, dump, load
 from tests.hyperv_host_agent.replication.senders import (
     ASSIGNED,
@@ -89,7 +90,7 @@ def test_a_target_that_says_no_fingerprints_is_asked_again_later_and_not_with_ea
     actions = tell(sender, say.SyncRequested(), source(named(1), index=None), now=1.0)
     assert "FetchIndex" not in kinds(actions)
     tell(sender, opened(), say.PointRead(()), say.CommitAcked(2, named(2)), say.Applied(sound=False), now=1.0)
-    late = FETCH_RETRY_SECONDS + 1
+    late = RETRY_SECONDS + 1
     actions = tell(sender, say.Woke(), target(named(2)), source(named(2), index=None), now=late)
     assert one(actions, say.FetchIndex).committed == named(2)
 
