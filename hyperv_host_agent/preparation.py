@@ -58,6 +58,8 @@ class Preparation:
         for present in await blocking.finish(self._hypervisor.machines):
             if present.spec.id == spec.id or present.spec.name == spec.name:
                 raise MachineExists(present.spec.name)
+        # The coordinator gives a term once; so it is newer than one that a replica from before may have lost.
+        await blocking.finish(self._replicas.store.give_term, spec.id, order.term)
         held = await self._replicas.create(spec.id, term=order.term)
         state = await held.run(held.replica.state)
         if state.term > order.term:

@@ -38,6 +38,22 @@ class StoreDamaged(Failed):
         self.vm_id, self.problem = vm_id, problem
 
 
+class ReplicaUnreadable(StoreDamaged):
+    """A document or a layer that all else hangs on is lost in every copy, and nothing says what it said."""
+
+    public = "the replica of VM {error.vm_id} cannot be opened: {error.problem}"
+    still_works = "nothing was changed or deleted; its layers are qcow2 files, which qemu-img reads"
+    next_step = "twinsite vm unprotect --delete-replica, then twinsite vm protect; the first copy begins anew"
+
+
+class TermLost(StoreDamaged):
+    """Which host owns the VM is never guessed: a term that is too low would let an earlier owner write."""
+
+    public = "the replica of VM {error.vm_id} does not know its term any more: {error.problem}"
+    still_works = "its recovery points are untouched; nothing is received until it has a term"
+    next_step = "twinsite vm unprotect --keep-replica, then twinsite vm protect: that gives it a newer term"
+
+
 class PointMissing(NotFound):
     public = "there is no recovery point {error.cycle}"
     next_step = "twinsite point list"
@@ -392,11 +408,24 @@ class ReplicaStore(Protocol):
     """All replicas of one target host."""
 
     def open(self, vm_id: str) -> Replica:
-        """The VM's replica; garbage of crashes is collected. Raises ReplicaMissing, BadName, StoreDamaged."""
+        """The VM's replica; garbage of crashes is collected.
+
+        Raises ReplicaMissing, BadName, StoreDamaged, TermLost.
+        """
         ...
 
     def create(self, vm_id: str, *, term: int) -> Replica:
-        """An empty replica, or the existing one (its term unchanged). Raises NoSpace, BadName, StoreDamaged."""
+        """An empty replica, or the existing one (its term unchanged).
+
+        Raises NoSpace, BadName, StoreDamaged, TermLost.
+        """
+        ...
+
+    def give_term(self, vm_id: str, term: int) -> None:
+        """For a replica that lost its own, one that is newer than any before it; others stay as they are.
+
+        Durable. Raises BadName, NoSpace, WriteFailed.
+        """
         ...
 
     def remove(self, vm_id: str) -> None:

@@ -1,11 +1,11 @@
 """What a replica holds, as its documents say: points, chains, pins. Every change is durable before it is seen here."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hyperv_host_agent.store import chains, checking, copies, files, manifests, merging, repair, seeding
-from hyperv_host_agent.store.base import PointMissing, StoreDamaged, WriteFailed
+from hyperv_host_agent.store import chains, checking, copies, files, manifests, merging, rebuilding, repair, seeding
+from hyperv_host_agent.store.base import PointMissing, ReplicaUnreadable, WriteFailed
 from hyperv_host_agent.store.damage import Damage
 from hyperv_host_agent.store.manifests import POINTS, DiskRef, LayerRef, Manifest
 from hyperv_host_agent.store.pins import PINS, Pins
@@ -15,7 +15,7 @@ class Catalog:
     """`lock` guards everything in it and the names of files. OSErrors of writing pass through."""
 
     def __init__(self, directory: Path, vm_id: str) -> None:
-        """Read it, finish an interrupted merge. Raises StoreDamaged, OSError."""
+        """Read it, finish an interrupted merge. Raises ReplicaUnreadable, OSError."""
         self.directory, self.vm_id = directory, vm_id
         self.lock = threading.RLock()
         self._copied: set[int] = set()  # points that have their second copy
@@ -24,14 +24,15 @@ class Catalog:
         self._unpublished = checking.read_intent(directory, vm_id)
         for name in (POINTS, PINS):
             if not (directory / name).is_dir():
-                raise StoreDamaged(vm_id, f"{name}/ is missing")
+                raise ReplicaUnreadable(vm_id, f"{name}/ is missing")
         self.manifests, lost = manifests.load(directory, vm_id)
         self.damaged = [Damage("", f"{POINTS}/{cycle:06}.json", problem) for cycle, problem in lost.items()]
-        self.chains = chains.load(directory, vm_id, self.manifests, lost)
+        self.rebuilt = False  # the chains were made anew from the files
+        self.chains = self._load(lost)
         path = directory / chains.CHAINS
         self._chains_data = path.read_bytes() if path.exists() else b""
         self._written = 0  # the newest cycle whose layers the document of the chains is known to name
-        if lost and self.manifests:
+        if self.rebuilt or (lost and self.manifests):
             self._store(self.chains)  # also layers whose manifest is gone
         newest = self.newest()
         if newest:
@@ -39,13 +40,23 @@ class Catalog:
             # would prove nothing if one failed before: the name is written anew.
             files.replace_file(manifests.point_path(directory, newest.cycle), newest.encode())
         self.publish()
-        self.seeded = seeding.read(directory, vm_id)
+        self.seeded = seeding.read(directory, self.manifests)
         for cycle in [cycle for cycle, found in self.manifests.items() if not checking.served(self.chains, found)]:
             if newest and cycle != newest.cycle:  # its removal was cut short
                 copies.remove(manifests.point_path(directory, cycle))
                 del self.manifests[cycle]
-        self.pins = Pins(directory, vm_id)
+        self.pins = Pins(directory, self.manifests)
         self.damaged += checking.check_chains(directory, vm_id, self.chains, self.manifests)
+
+    def _load(self, lost: Mapping[int, str]) -> chains.Chains:
+        held, problem = chains.read(self.directory)
+        if not problem:
+            found = chains.load(held or chains.Chains(), self.directory, self.vm_id, self.manifests, lost)
+            if held or rebuilding.is_whole(found, self.manifests.values()):
+                return found
+        self.rebuilt = True
+        reason = problem or f"{chains.CHAINS} is missing"
+        return rebuilding.rebuilt(self.directory, self.vm_id, self.manifests, self._unpublished, reason)
 
     def copy(self) -> None:
         """Give what was committed its second copies: not on the way of a commit, but before a merge. Raises OSError."""

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from hyperv_host_agent.store import copies, files, rules, store_lock
-from hyperv_host_agent.store.base import NoSpace, PointPinned, ReplicaMissing, StoreDamaged
+from hyperv_host_agent.store import copies, files, manifests, rules, store_lock
+from hyperv_host_agent.store.base import NoSpace, PointPinned, ReplicaMissing, TermLost
 from hyperv_host_agent.store.keeps import Keeps
 from hyperv_host_agent.store.lock_clock import LockClock
 from hyperv_host_agent.store.manifests import POINTS
 from hyperv_host_agent.store.pins import PINS, Pins
-from hyperv_host_agent.store.replica import TERM, ChainReplica, write_term
+from hyperv_host_agent.store.replica import TERM, ChainReplica, term_problem, write_term
 from twinsite.clock import Boot, boot
 
 _GONE: Final = ".removed-"
@@ -44,7 +44,7 @@ class ChainStore:
         directory = self._directory(vm_id)
         if not copies.exists(directory / TERM):
             if (directory / POINTS).is_dir() and any((directory / POINTS).iterdir()):
-                raise StoreDamaged(vm_id, f"{TERM} is missing")
+                raise TermLost(vm_id, f"{TERM} is missing")
             raise ReplicaMissing(vm_id)
         return ChainReplica(directory, vm_id, reserve=self.reserve, space=self._space, clock=self._clock)
 
@@ -61,12 +61,18 @@ class ChainStore:
                     write_term(directory, vm_id, term)
         return self.open(vm_id)
 
+    def give_term(self, vm_id: str, term: int) -> None:
+        directory = self._directory(vm_id)
+        with files.writing(vm_id, self.root, self._space):
+            if directory.is_dir() and term_problem(directory, vm_id):
+                write_term(directory, vm_id, term)
+
     def remove(self, vm_id: str) -> None:
         directory = self._directory(vm_id)
         if not directory.exists():
             return
         if (directory / PINS).is_dir():
-            for cycle, owner in Pins(directory, vm_id).cycles().items():
+            for cycle, owner in Pins(directory, manifests.cycles(directory)).cycles().items():
                 raise PointPinned(cycle, owner)
         with files.writing(vm_id, self.root, self._space):
             Keeps(directory, self._clock).check_none_locked()

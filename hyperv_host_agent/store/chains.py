@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from hyperv_host_agent.store import copies, rules
-from hyperv_host_agent.store.base import BadName, StoreDamaged
+from hyperv_host_agent.store.base import BadName, ReplicaUnreadable
 from hyperv_host_agent.store.formats.qcow2 import LayerDamaged
 from hyperv_host_agent.store.layer_check import stand_in
 from hyperv_host_agent.store.manifests import FORMAT, LayerRef, Manifest, layer_name
@@ -91,13 +91,13 @@ class Chains:
         return Chains(after, {disk: layers for disk, layers in kept.items() if layers})
 
     def found(self, directory: Path, vm_id: str, cycle: int) -> "Chains":
-        """With the layers of a newer cycle whose manifest is lost, as their files say. Raises StoreDamaged."""
+        """With the layers of a newer cycle whose manifest is lost, as their files say. Raises ReplicaUnreadable."""
         disks = dict(self.disks)
         for layer in sorted(directory.glob(f"*/{layer_name(cycle)}")):
             try:
                 disks[layer.parent.name] = (*disks.get(layer.parent.name, ()), stand_in(layer))
             except LayerDamaged as error:
-                raise StoreDamaged(vm_id, str(error)) from error
+                raise ReplicaUnreadable(vm_id, str(error)) from error
         return Chains(cycle, disks)
 
     def document(self) -> dict[str, object]:
@@ -123,27 +123,32 @@ class Chains:
             raise ValueError(f"is malformed: {error}") from error
 
 
-def load(directory: Path, vm_id: str, manifests: Mapping[int, Manifest], lost: Collection[int]) -> Chains:
-    """The chains of a replica with these manifests; of `lost` cycles they are unreadable. Raises StoreDamaged, OSError.
+def read(directory: Path) -> tuple[Chains | None, str]:
+    """The document, if there is one; and, when both copies are damaged, in what way. Raises OSError."""
+    documents, problems = copies.read(directory / CHAINS, Chains.decode)
+    if not documents:
+        return None, "; ".join(problems)
+    if problems or len(documents) == 1 or documents[0] != documents[1]:
+        store(directory, documents[0])
+    return documents[0], ""
+
+
+def load(
+    chains: Chains, directory: Path, vm_id: str, manifests: Mapping[int, Manifest], lost: Collection[int]
+) -> Chains:
+    """`chains` with the layers of later cycles; of `lost` ones the manifests are unreadable. Raises ReplicaUnreadable.
 
     Layers of a lost cycle that later ones stand on are known by their files.
     """
-    path, chains = directory / CHAINS, Chains()
-    documents, problems = copies.read(path, Chains.decode)
-    if documents:
-        chains = documents[0]
-        if problems or len(documents) == 1 or documents[0] != documents[1]:
-            store(directory, chains)
-    elif problems:
-        raise StoreDamaged(vm_id, "; ".join(problems))
     newest = max(manifests, default=0)
     if chains.through > newest:
         if chains.through not in lost:
-            raise StoreDamaged(vm_id, f"the manifest of cycle {chains.through} is missing")
+            raise ReplicaUnreadable(vm_id, f"the manifest of cycle {chains.through} is missing")
         chains = chains.without(newest)
         disks = manifests[newest].disks if newest else ()
         if not all(chains.covering(disk.geometry.id, disk.at) for disk in disks):
-            raise StoreDamaged(vm_id, f"the manifest of cycle {chains.through} is lost, and others stand on its layers")
+            problem = f"the manifest of cycle {chains.through} is lost, and others stand on its layers"
+            raise ReplicaUnreadable(vm_id, problem)
     for cycle in sorted({*manifests, *lost}):
         if chains.through < cycle <= newest:
             chains = chains.committed(manifests[cycle]) if cycle in manifests else chains.found(directory, vm_id, cycle)

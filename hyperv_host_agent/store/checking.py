@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hyperv_host_agent.store import files
-from hyperv_host_agent.store.base import StoreDamaged
+from hyperv_host_agent.store.base import ReplicaUnreadable
 from hyperv_host_agent.store.chains import CHAINS, Chains
 from hyperv_host_agent.store.copies import copy_path
 from hyperv_host_agent.store.damage import Damage
@@ -23,14 +23,14 @@ _TEMPORARY = re.compile(
 
 
 def read_intent(directory: Path, vm_id: str) -> Intent | None:
-    """The merge that was being put in place when the power went. Raises StoreDamaged."""
+    """The merge that was being put in place when the power went. Raises ReplicaUnreadable."""
     path = directory / INTENT
     if not path.exists():
         return None
     try:
         return Intent.decode(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise StoreDamaged(vm_id, f"{INTENT} {error}") from error
+        raise ReplicaUnreadable(vm_id, f"{INTENT} {error}") from error
 
 
 def served(chains: Chains, manifest: Manifest) -> bool:
@@ -43,7 +43,7 @@ def served(chains: Chains, manifest: Manifest) -> bool:
 
 
 def check_chains(directory: Path, vm_id: str, chains: Chains, manifests: Mapping[int, Manifest]) -> list[Damage]:
-    """That the documents fit together, so no chain is a circle. Raises StoreDamaged.
+    """That the documents fit together, so no chain is a circle. Raises ReplicaUnreadable.
 
     And which layers are not there, of the size they should have, on the layer they should stand on: a scrub may mend
     them, and nothing has to wait for that.
@@ -59,7 +59,7 @@ def check_chains(directory: Path, vm_id: str, chains: Chains, manifests: Mapping
             if flaw:
                 damaged.append(Damage(disk_id, f"{disk_id}/{layer.file}", flaw))
         if problem:
-            raise StoreDamaged(vm_id, f"disk {disk_id}: {problem}")
+            raise ReplicaUnreadable(vm_id, f"disk {disk_id}: {problem}")
     for manifest in manifests.values():
         for disk in manifest.disks:
             covering = chains.covering(disk.geometry.id, disk.at)
@@ -75,7 +75,7 @@ def check_chains(directory: Path, vm_id: str, chains: Chains, manifests: Mapping
                 )
             )
             if found:
-                raise StoreDamaged(vm_id, f"point {manifest.cycle}, disk {disk.geometry.id}: {found}")
+                raise ReplicaUnreadable(vm_id, f"point {manifest.cycle}, disk {disk.geometry.id}: {found}")
     return damaged
 
 

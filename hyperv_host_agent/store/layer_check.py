@@ -152,9 +152,9 @@ def lay_out(writer: LayerWriter, side: SideFile, ref: LayerRef) -> None:
     writer.position = end
 
 
-def stand_in(layer: Path) -> LayerRef:
-    """What a lost manifest said of the layer its cycle brought, from the files alone. Raises LayerDamaged."""
-    with closing(Layer(layer)) as opened, closing(SideFile(side_path(layer))) as side:
+def stand_in(layer: Path, side_file: Path | None = None) -> LayerRef:
+    """What was said of a layer, but for the points in it, from the files alone. Raises LayerDamaged."""
+    with closing(Layer(layer)) as opened, closing(SideFile(side_file or side_path(layer))) as side:
         end, count = CLUSTER, 0
         for entry in side.entries():
             end, count = max(end, entry.offset + entry.length), count + 1

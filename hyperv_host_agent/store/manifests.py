@@ -210,6 +210,12 @@ def point_path(directory: Path, cycle: int) -> Path:
     return directory / POINTS / f"{cycle:06}.json"
 
 
+def cycles(directory: Path) -> list[int]:
+    """Of all manifests there are, readable or not, ascending. Raises OSError."""
+    found = copies.names(directory / POINTS, ".json")
+    return [int(name.removesuffix(".json")) for name in found if _POINT_NAME.fullmatch(name)]
+
+
 def load(directory: Path, vm_id: str) -> tuple[dict[int, Manifest], dict[int, str]]:
     """All manifests of a replica, by cycle, oldest first; and by cycle what is wrong with those that are lost.
 

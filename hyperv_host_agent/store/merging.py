@@ -65,8 +65,17 @@ def publish(directory: Path, intent: Intent, chains: Chains) -> Chains:
     group, `into.backing` what the oldest of it stood on. A group of one replaces a layer by another version of itself:
     with frames repaired, or the content that came on media. Repeatable after a crash or an error at any instant.
     """
-    path = directory / INTENT
-    files.replace_file(path, intent.encode())
+    files.replace_file(directory / INTENT, intent.encode())
+    place(directory, intent)
+    changed = chains.merged(intent.disk, intent.group, intent.into)
+    store(directory, changed)
+    (directory / INTENT).unlink()
+    files.sync_directory(directory)
+    return changed
+
+
+def place(directory: Path, intent: Intent) -> None:
+    """The files of it alone. Repeatable. Raises OSError."""
     layer = directory / intent.disk / intent.into.file
     files.remove_file(copy_path(side_path(layer)))  # of the side file that goes
     for final in (side_path(layer), layer):
@@ -76,11 +85,6 @@ def publish(directory: Path, intent: Intent, chains: Chains) -> Chains:
             final.rename(temporary)
         temporary.rename(final)
     files.sync_directory(layer.parent)
-    changed = chains.merged(intent.disk, intent.group, intent.into)
-    store(directory, changed)
-    path.unlink()
-    files.sync_directory(directory)
-    return changed
 
 
 def temporary_paths(layer: Path) -> tuple[Path, Path]:

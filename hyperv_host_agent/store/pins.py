@@ -1,11 +1,10 @@
 """Who uses which points: one sealed document per owner under `pins/`, durable before the use begins."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from hyperv_host_agent.store import copies, files
-from hyperv_host_agent.store.base import StoreDamaged
 
 PINS: Final = "pins"
 
@@ -13,18 +12,20 @@ PINS: Final = "pins"
 class Pins:
     """Not thread-safe. OSErrors of writing pass through."""
 
-    def __init__(self, directory: Path, vm_id: str) -> None:
-        """Read them. Raises StoreDamaged."""
+    def __init__(self, directory: Path, points: Iterable[int]) -> None:
+        """Read them. Whoever's document is lost uses all of `points`, until the use ends. Raises OSError."""
         self._directory = directory / PINS
         self._cycles: dict[str, set[int]] = {}
+        self._lost: set[str] = set()  # owners of whom nobody knows what they use
         for path in self._directory.glob("*.tmp"):
             path.unlink()
         for name in copies.names(self._directory):
-            documents, problems = copies.read(self._directory / name, _decode)
-            if documents and any(owner != name for owner, _ in documents):
-                raise StoreDamaged(vm_id, f"pin {name} is of {documents[0][0]}")
+            documents, _ = copies.read(self._directory / name, _decode)
+            documents = [document for document in documents if document[0] == name]
             if not documents:
-                raise StoreDamaged(vm_id, f"pin {'; '.join(problems)}")
+                self._cycles[name] = set(points)
+                self._lost.add(name)
+                continue
             # A crash between the copies leaves them apart, and what was said last is in the first.
             self._cycles[name] = documents[0][1]
             if len(documents) == 1 or documents[0] != documents[1]:
@@ -32,9 +33,10 @@ class Pins:
 
     def add(self, owner: str, cycle: int) -> None:
         cycles = self._cycles.get(owner, set()) | {cycle}
-        if cycles != self._cycles.get(owner):
+        if cycles != self._cycles.get(owner) or owner in self._lost:
             copies.write(self._directory / owner, _document(owner, cycles))
             self._cycles[owner] = cycles
+            self._lost.discard(owner)
 
     def drop(self, owner: str, cycle: int) -> None:
         """Take one pin of an owner back."""
@@ -44,16 +46,22 @@ class Pins:
         else:
             copies.write(self._directory / owner, _document(owner, cycles))
             self._cycles[owner] = cycles
+            self._lost.discard(owner)
 
     def remove(self, owner: str) -> None:
         if owner in self._cycles:
             copies.remove(self._directory / owner)
             files.sync_directory(self._directory)
             del self._cycles[owner]
+            self._lost.discard(owner)
 
     def documents(self) -> list[copies.Document]:
         return [
-            copies.Document(self._directory / owner, files.seal(_document(owner, cycles)), tuple(sorted(cycles)))
+            copies.Document(
+                self._directory / owner,
+                None if owner in self._lost else files.seal(_document(owner, cycles)),
+                tuple(sorted(cycles)),
+            )
             for owner, cycles in self._cycles.items()
         ]
 

@@ -23,6 +23,7 @@ from hyperv_host_agent.store.base import (
     SeedNotAwaited,
     SeedStopped,
     StoreDamaged,
+    TermLost,
     WriteFailed,
 )
 from hyperv_host_agent.store.catalog import Catalog
@@ -74,6 +75,8 @@ class ChainReplica:
             self._suspect: Receiving | None = None
             self._record = Record(directory)
             self._inspection = Inspection(self._ground(), self._record, catalog.damaged)
+            if catalog.rebuilt:
+                self._inspection.suspect()
             with ExitStack() as unless_open:
                 self._receiving = self._recover()
                 if self._receiving:
@@ -471,18 +474,25 @@ def write_term(directory: Path, vm_id: str, term: int) -> None:
     copies.write(directory / TERM, _term_document(vm_id, term))
 
 
+def term_problem(directory: Path, vm_id: str) -> str:
+    """Why the replica's term cannot be read from either copy; empty: it can."""
+    documents, problems = copies.read(directory / TERM, _term_of)
+    others = [owner for owner, _ in documents if owner != vm_id]
+    if others:
+        return f"{TERM} is of VM {others[0]}"
+    return "" if documents else "; ".join(problems) or f"{TERM} is missing"
+
+
 def _term_document(vm_id: str, term: int) -> dict[str, object]:
     return {"format": manifests.FORMAT, "vm": vm_id, "term": term}
 
 
 def _read_term(directory: Path, vm_id: str, least: int) -> int:
-    """The replica's term, never below `least`; both copies say so afterwards. Raises StoreDamaged, OSError."""
-    documents, problems = copies.read(directory / TERM, _term_of)
-    if not documents:
-        raise StoreDamaged(vm_id, "; ".join(problems))
-    for owner, _ in documents:
-        if owner != vm_id:
-            raise StoreDamaged(vm_id, f"{TERM} is of VM {owner}")
+    """The replica's term, never below `least`; both copies say so afterwards. Raises TermLost, OSError."""
+    problem = term_problem(directory, vm_id)
+    if problem:
+        raise TermLost(vm_id, problem)
+    documents, _ = copies.read(directory / TERM, _term_of)
     # A crash between the two copies leaves them apart. Nobody was told the higher one, and it does no harm.
     term = max(least, *(term for _, term in documents))
     if documents != [(vm_id, term)] * 2:

@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 from hyperv_host_agent.replication.cycle import Batch, CycleHeader, Kind, Wanted
 from hyperv_host_agent.store import copies, files, rules
-from hyperv_host_agent.store.base import AwaitedSeed, BadBatch, StoreDamaged
+from hyperv_host_agent.store.base import AwaitedSeed, BadBatch
 from hyperv_host_agent.store.formats import side_file
 from hyperv_host_agent.store.formats.qcow2_writer import LayerWriter
 from hyperv_host_agent.store.manifests import LayerRef, Manifest, layer_cycle, layer_name
@@ -77,17 +77,29 @@ class Seeded:
         return seeded
 
 
-def read(directory: Path, vm_id: str) -> Seeded | None:
-    """What came of the replica's seed; None: it has or had none. Raises StoreDamaged, OSError."""
+def read(directory: Path, manifests: Mapping[int, Manifest]) -> Seeded | None:
+    """What came of the replica's seed; None: it has or had none, or waits for it. Raises OSError."""
     documents, problems = copies.read(directory / SEED, Seeded.decode)
     if not documents:
-        if problems:
-            raise StoreDamaged(vm_id, "; ".join(problems))
-        return None
+        if not problems or not manifests:
+            return None
+        seeded = _lost(manifests)
+        write(directory, seeded)
+        return seeded
     seeded = documents[0]
     if len(documents) == 1 or documents[0] != documents[1]:
         write(directory, seeded)
     return seeded
+
+
+def _lost(manifests: Mapping[int, Manifest]) -> Seeded:
+    """Both copies are damaged. There was a base, but how much of it came is not known: all of the newest point is
+    wanted anew, and the points after that are whole for certain.
+    """
+    newest, placeholder = manifests[max(manifests)], awaited(manifests.values(), None)
+    lacking = tuple(Wanted(disk.geometry.id, Run(0, clusters(disk.geometry.size))) for disk in newest.disks)
+    of_seed = (placeholder.id, placeholder.cycle) if placeholder else (b"", 0)
+    return Seeded(*of_seed, newest.cycle, lacking)
 
 
 def write(directory: Path, seeded: Seeded) -> None:
