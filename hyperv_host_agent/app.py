@@ -249,6 +249,8 @@ def _handlers(
         "stop_machine": recovery.stop_machine,
         "seed_export": exports.seed_export,
         "seed_import": imports.seed_import,
+        "check_seed_export": exports.check_seed_export,
+        "check_seed_import": imports.check_seed_import,
         "mark_point": points.mark_point,
         "verify_replica": points.verify_replica,
     }

@@ -51,7 +51,7 @@ class Call:
 
 
 # Hours perhaps: a failover or the end of the protection does not wait for them.
-_BESIDE: Final = frozenset({"seed_export", "seed_import", "verify_replica"})
+_BESIDE: Final = frozenset({"seed_export", "seed_import", "check_seed_export", "check_seed_import", "verify_replica"})
 Handler = Callable[[Call], Awaitable[None]]
 
 

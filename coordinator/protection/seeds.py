@@ -35,6 +35,8 @@ from twinsite.units import rfc3339, size
 
 EXPORT: Final = "seed.export"
 IMPORT: Final = "seed.import"
+CHECKS: Final = {EXPORT: "seed.check-export", IMPORT: "seed.check-import"}  # what a dry run asks the host
+_CHECK_SECONDS: Final = 600.0
 
 
 class Seeds:
@@ -46,6 +48,8 @@ class Seeds:
     def register(self) -> None:
         self._jobs.handler(EXPORT, _export)
         self._jobs.handler(IMPORT, _import)
+        self._jobs.handler(CHECKS[EXPORT], _check_export)
+        self._jobs.handler(CHECKS[IMPORT], _check_import)
 
     async def export(self, by: Mutation, name: str, path: str, *, dry_run: bool) -> admin_pb2.ActionResponse:
         """Write the disks as they are now to a folder at the source host, for the target host's eyes only."""
@@ -69,9 +73,13 @@ class Seeds:
             vm, protection = _awaited(await look(connection, now), name, now)
             await self._alone(vm)
             answer = _consequences(vm, protection, path, kind)
-            if dry_run:
-                return answer
             side = protection.source if kind == EXPORT else protection.target
+            if dry_run:
+                if side.connected:
+                    answer.job_id = await self._check(connection, by, vm, side.host, path, CHECKS[kind])
+                else:
+                    answer.warnings.append(f"it is not known whether {path} will do: only the host can say")
+                return answer
             what = f"Write the seed on {side.host}" if kind == EXPORT else f"Read the seed in on {side.host}"
             answer.job_id = await self._jobs.submit(
                 connection,
@@ -84,6 +92,20 @@ class Seeds:
             )
             facts = {"path": path, "host": side.host, "job": answer.job_id}
             return await by.done(connection, f"vm/{vm.name}", answer, now=now, facts=facts)
+
+    async def _check(
+        self, connection: AsyncConnection, by: Mutation, vm: VmView, host: str, path: str, kind: str
+    ) -> str:
+        """A job that asks the host whether the path will do; it changes nothing there."""
+        return await self._jobs.submit(
+            connection,
+            kind=kind,
+            target=f"vm/{vm.name}",
+            tasks=[TaskPlan(name=f"Ask {host}", kind=kind, args={"vm": vm.id, "path": path}, stage=1)],
+            created_by=by.actor,
+            request_id=by.request_id,
+            result={"vm": vm.id, "path": path},
+        )
 
     async def _alone(self, vm: VmView) -> None:
         """One seed of a VM at a time. Raises SeedRunning."""
@@ -143,26 +165,48 @@ def _consequences(vm: VmView, protection: ProtectionView, path: str, kind: str) 
 
 
 async def _export(context: TaskContext) -> None:
+    item, order = await _export_order(context)
+    result = await tell(context, commands_pb2.HostCommand(host_id=item.source_host, seed_export=order), timeout=None)
+    await _done(context, item, result, "vm.seed-exported")
+
+
+async def _check_export(context: TaskContext) -> None:
+    item, order = await _export_order(context)
+    command = commands_pb2.HostCommand(host_id=item.source_host, check_seed_export=order)
+    await context.set_result(note=(await tell(context, command, timeout=_CHECK_SECONDS)).note)
+
+
+async def _export_order(context: TaskContext) -> tuple[Protected, commands_pb2.SeedExport]:
     item, addresses = await _look(context)
     async with context.database.read() as connection:
         target = await access.get_host(connection, item.target_host)
     if target is None:
         raise HostIsGone(item.target_host)
-    order = commands_pb2.SeedExport(
+    return item, commands_pb2.SeedExport(
         vm_id=item.vm_id,
         path=str(context.args["path"]),
         target_certificate=pem(Issued.of(target.chain).certificate),
         hypervisor_addresses=addresses,
     )
-    result = await tell(context, commands_pb2.HostCommand(host_id=item.source_host, seed_export=order), timeout=None)
-    await _done(context, item, result, "vm.seed-exported")
 
 
 async def _import(context: TaskContext) -> None:
-    item, addresses = await _look(context)
-    order = commands_pb2.SeedImport(vm_id=item.vm_id, path=str(context.args["path"]), hypervisor_addresses=addresses)
+    item, order = await _import_order(context)
     result = await tell(context, commands_pb2.HostCommand(host_id=item.target_host, seed_import=order), timeout=None)
     await _done(context, item, result, "vm.seed-imported")
+
+
+async def _check_import(context: TaskContext) -> None:
+    item, order = await _import_order(context)
+    command = commands_pb2.HostCommand(host_id=item.target_host, check_seed_import=order)
+    await context.set_result(note=(await tell(context, command, timeout=_CHECK_SECONDS)).note)
+
+
+async def _import_order(context: TaskContext) -> tuple[Protected, commands_pb2.SeedImport]:
+    item, addresses = await _look(context)
+    return item, commands_pb2.SeedImport(
+        vm_id=item.vm_id, path=str(context.args["path"]), hypervisor_addresses=addresses
+    )
 
 
 async def _look(context: TaskContext) -> tuple[Protected, list[str]]:

@@ -138,11 +138,7 @@ class SeedWriter:
 
     def keep_finished(self) -> None:
         """Of an interrupted export: the parts that are there as they were written; those after a bad one are not."""
-        kept = 0
-        for number, part in enumerate(self.progress.parts, 1):
-            if not _whole(self._folder, number, part):
-                break
-            kept = number
+        kept = finished(self._folder, self.progress)
         del self.progress.parts[kept:], self.progress.places[kept:]
         self._save()
         for path in self._folder.iterdir():
@@ -217,6 +213,14 @@ def begin(file: Path, seed: bytes, disks: tuple[DiskGeometry, ...], now: float) 
     if found and found.seed == seed and [disk.id for disk in found.disks] == names and len(found.key) == KEY_BYTES:
         return found
     return Progress(seed, now, disks, os.urandom(KEY_BYTES))
+
+
+def finished(folder: Path, progress: Progress) -> int:
+    """Of an interrupted export: how many parts from the first on are there as they were written. Raises OSError."""
+    for number, part in enumerate(progress.parts, 1):
+        if not _whole(folder, number, part):
+            return number - 1
+    return len(progress.parts)
 
 
 def units(disks: tuple[DiskGeometry, ...], start: Place) -> Iterator[Unit]:

@@ -25,6 +25,7 @@ from hyperv_host_agent.seeds.paths import PathRules, SeedPathTaken
 from hyperv_host_agent.sources import Ongoing, Sources
 from hyperv_host_agent.store.base import SeedNotAwaited
 from twinsite import keys, signatures, units
+from twinsite.api.types.v1.commands_pb2 import SeedExport
 from twinsite.clock import Clock
 from twinsite.errors import Aborted, InvalidInput, Precondition
 from twinsite.extents import clusters
@@ -84,11 +85,17 @@ class Exports:
 
     async def seed_export(self, call: Call) -> None:
         """Repeatable: goes on after the last complete part; a seed that is complete is only checked."""
-        order = call.command.seed_export
+        await (await self._begin(call, call.command.seed_export)).run()
+
+    async def check_seed_export(self, call: Call) -> None:
+        """Whether `seed_export` could be done, with the same checks; writes nothing."""
+        await (await self._begin(call, call.command.check_seed_export)).check()
+
+    async def _begin(self, call: Call, order: SeedExport) -> "_Export":
         path = Path(order.path)
         host = self.membership.host_name
         await blocking.finish(self.rules.check_export, path, host, list(order.hypervisor_addresses))
-        await _Export(self, call, await self._awaiting(order.vm_id), path).run()
+        return _Export(self, call, order, await self._awaiting(order.vm_id))
 
     async def ongoing(self, vm_id: str) -> Ongoing:
         """The replication, once it runs and the target has answered. Raises NotReplicatedHere, TargetNotAsked."""
@@ -114,18 +121,34 @@ class Exports:
 class _Export:
     """One execution of the command."""
 
-    def __init__(self, means: Exports, call: Call, ongoing: Ongoing, path: Path) -> None:
+    def __init__(self, means: Exports, call: Call, order: SeedExport, ongoing: Ongoing) -> None:
         self._means = means
         self._call = call
-        self._order = call.command.seed_export
-        self._vm_id = self._order.vm_id
+        self._order = order
+        self._vm_id = order.vm_id
         self._name = ongoing.vm_name
         self._seed = ongoing.seen.seed
         self._target = ongoing.target_host
         self._compression = ongoing.reader.compression
-        self._path = path
-        self._folder = path / manifest.folder_name(self._vm_id, self._seed)
+        self._path = Path(order.path)
+        self._folder = self._path / manifest.folder_name(self._vm_id, self._seed)
         self._percent = -1
+
+    async def check(self) -> None:
+        self._target_certificate()
+        self._call.result.seed_id = self._seed.hex()
+        if await blocking.finish(self._written_before):
+            self._call.result.note = f"{self._folder} is complete already; all its parts are whole"
+            return
+        reader, _, progress = await self._progress()
+        with self._writing():
+            kept = await blocking.finish(exporting.finished, self._folder, progress)
+        needed = await self._needed(reader.source, progress.disks, sum(part.size for part in progress.parts[:kept]))
+        await blocking.finish(self._means.rules.check_room, self._path, needed)
+        free = await blocking.finish(self._means.rules.free, self._path)
+        told = f"about {units.size(needed)} would be written to {self._folder}, {units.size(free)} are free there"
+        there = f"; it goes on after the {units.count(kept, 'part')} that an earlier export wrote" if kept else ""
+        self._call.result.note = told + there
 
     async def run(self) -> None:
         target = self._target_certificate()
@@ -133,16 +156,15 @@ class _Export:
         if await blocking.finish(self._written_before):
             self._call.result.note = f"{self._folder} was complete already; all its parts are whole"
             return
-        reader = (await self._ongoing()).reader
-        disks = await self._run(reader, reader.source.disks)
-        file = self._means.sources.state_folder(self._vm_id) / PROGRESS
-        progress = await blocking.finish(exporting.begin, file, self._seed, tuple(disks), self._means.clock.now())
+        reader, file, progress = await self._progress()
         writer = SeedWriter(self._folder, file, progress, self._means.part_bytes)
         try:
             with self._writing():
+                await blocking.finish((self._folder / manifest.FILE).unlink, missing_ok=True)
                 await blocking.finish(self._folder.mkdir, exist_ok=True)
                 await blocking.finish(writer.keep_finished)
-            await self._check_room(reader.source, progress.disks, sum(part.size for part in progress.parts))
+            needed = await self._needed(reader.source, progress.disks, sum(part.size for part in progress.parts))
+            await blocking.finish(self._means.rules.check_room, self._path, needed)
             await self._disks(writer)
             with self._writing():
                 parts = await blocking.finish(writer.finish)
@@ -174,6 +196,14 @@ class _Export:
             f"{self._folder}: {units.count(len(parts), 'part')}, {units.size(total)}, for host {self._target}"
         )
         _log.info("seed_exported", vm_id=self._vm_id, seed=self._seed.hex(), parts=len(parts), bytes=total)
+
+    async def _progress(self) -> tuple[Reader, Path, exporting.Progress]:
+        """The disks' reader, and what is kept of an earlier attempt with the file it is kept in."""
+        reader = (await self._ongoing()).reader
+        disks = await self._run(reader, reader.source.disks)
+        file = self._means.sources.state_folder(self._vm_id) / PROGRESS
+        progress = await blocking.finish(exporting.begin, file, self._seed, tuple(disks), self._means.clock.now())
+        return reader, file, progress
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -213,19 +243,18 @@ class _Export:
                 if found.target_host == self._target and exporting.complete(self._folder, found):
                     return True
             except (manifest.ManifestDamaged, manifest.OtherVault) as error:
-                _log.warning("seed_begun_anew", vm_id=self._vm_id, reason=str(error))
-            (self._folder / manifest.FILE).unlink()
+                _log.warning("seed_is_not_whole", vm_id=self._vm_id, reason=str(error))
             return False
 
-    async def _check_room(self, source: ChangeSource, disks: tuple[DiskGeometry, ...], written: int) -> None:
+    async def _needed(self, source: ChangeSource, disks: tuple[DiskGeometry, ...], written: int) -> int:
+        """About how many bytes more the seed takes."""
         compressors = self._means.sources.compressors
 
         def expected() -> int:
             packer = compressors.packer(_LEVEL if self._compression else 0)
             return exporting.expected_bytes(source, packer, exporting.allocated(source, disks))
 
-        needed = await asyncio.wrap_future(compressors.pool.submit(expected))
-        await blocking.finish(self._means.rules.check_room, self._path, max(0, needed - written))
+        return max(0, await asyncio.wrap_future(compressors.pool.submit(expected)) - written)
 
     async def _disks(self, writer: SeedWriter) -> None:
         """Read, pack and write what is left, in order."""

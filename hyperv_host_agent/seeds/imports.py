@@ -38,9 +38,10 @@ from hyperv_host_agent.seeds.parts import (
     part_name,
 )
 from hyperv_host_agent.seeds.paths import PathRules, SeedPathDenied
-from hyperv_host_agent.store.base import AwaitedSeed, BadBatch, SeedNotAwaited
+from hyperv_host_agent.store.base import AwaitedSeed, BadBatch, PointInfo, SeedNotAwaited
 from hyperv_host_agent.targets import Targets
 from twinsite import units
+from twinsite.api.types.v1.commands_pb2 import SeedImport
 from twinsite.errors import Failed
 from twinsite.extents import CLUSTER, Run, clusters
 
@@ -95,7 +96,17 @@ class Imports:
 
     async def seed_import(self, call: Call) -> None:
         """Repeatable: until it is done, the replica waits for its seed and can be given it again."""
-        order = call.command.seed_import
+        found = await self._begin(call, call.command.seed_import)
+        await found.run()
+        await self.targets.refresh(call.command.seed_import.vm_id)
+        if not await self.old_keys.needed():
+            await blocking.finish(self.old_keys.forget)
+
+    async def check_seed_import(self, call: Call) -> None:
+        """Whether `seed_import` could be done, with the same checks; reads of the parts their beginnings alone."""
+        await (await self._begin(call, call.command.check_seed_import)).check()
+
+    async def _begin(self, call: Call, order: SeedImport) -> "_Import":
         path, host = Path(order.path), self.membership.host_name
         await blocking.finish(self.rules.check_import, path, host, list(order.hypervisor_addresses))
         held = await self.replicas.get(order.vm_id)
@@ -108,10 +119,7 @@ class Imports:
         self._check(found, order.vm_id, awaited)
         key = await blocking.finish(self.old_keys.open, found, mine)
         call.result.seed_id = found.seed.hex()
-        await _Import(call, held, awaited, folder, found, key).run()
-        await self.targets.refresh(order.vm_id)
-        if not await self.old_keys.needed():
-            await blocking.finish(self.old_keys.forget)
+        return _Import(call, held, awaited, folder, found, key)
 
     def _check(self, found: Manifest, vm_id: str, awaited: AwaitedSeed) -> None:
         """Raises OtherMachine, OtherTarget, OtherSource, OlderSeed."""
@@ -145,6 +153,25 @@ class _Import:
         self._good = self._done = 0
         self._percent = -1
 
+    async def check(self) -> None:
+        parts = self._manifest.parts
+        for number, part in enumerate(parts, 1):
+            try:
+                reader = await blocking.finish(PartReader, self._file(number), self._manifest.seed, number, self._key)
+            except (PartMissing, PartSwapped, RecordDamaged) as error:
+                self._trouble(error)
+                continue
+            await blocking.finish(reader.close)
+            if reader.size < part.size:
+                self._trouble(PartCut(number, reader.size, part.size))
+            self._good += 1
+        if self._problems and not self._good:
+            raise SeedUnreadable(self._problems[0])
+        told = f"{units.count(len(parts), 'part')}, {units.size(sum(part.size for part in parts))}, would be read"
+        since = f"points of instants after {units.rfc3339(self._manifest.ended)} could be recovered then"
+        missing = ["what is missing comes over the network"] if self._problems else []
+        self._call.result.note = "; ".join([told, since, *self._troubles(), *missing])
+
     async def run(self) -> None:
         await blocking.finish(self._replica.seed_begin, self._awaited.id)
         try:
@@ -159,7 +186,8 @@ class _Import:
             await blocking.finish(self._replica.seed_commit, after_cycle=self._manifest.after_cycle, lacking=lacking)
         finally:
             await blocking.finish(self._replica.seed_abandon)
-        self._call.result.note = self._note(lacking)
+        points = await self._held.run(self._replica.points)
+        self._call.result.note = self._note(lacking, points)
         _log.info(
             "seed_imported",
             vm_id=self._manifest.vm_id,
@@ -223,14 +251,10 @@ class _Import:
                     wanted.append(Wanted(name, Run(run.start, min(run.end, end) - run.start)))
         return wanted
 
-    def _note(self, lacking: Sequence[Wanted]) -> str:
+    def _note(self, lacking: Sequence[Wanted], points: Sequence[PointInfo]) -> str:
         parts = len(self._manifest.parts)
-        read = f"{parts} parts were" if parts != 1 else "1 part was"
-        told = [f"{read} read; points from cycle {self._manifest.after_cycle + 1} on can be recovered"]
-        if self._problems:
-            told += [str(problem) for problem in self._problems[:_TOLD]]
-            if len(self._problems) > _TOLD:
-                told.append(f"and {len(self._problems) - _TOLD} more like these")
+        told = [f"{units.count(parts, 'part')} {'was' if parts == 1 else 'were'} read", self._first(points)]
+        told += self._troubles()
         if lacking:
             count = sum(want.run.count for want in lacking)
             told.append(
@@ -238,6 +262,20 @@ class _Import:
                 " recovered"
             )
         return "; ".join(told)
+
+    def _first(self, points: Sequence[PointInfo]) -> str:
+        """From which instant on the VM can be recovered."""
+        first = next((point for point in points if point.recoverable), None)
+        if first is not None:
+            return f"the first point that can be recovered is {first.cycle}, of {units.rfc3339(first.instant)}"
+        number, ended = self._manifest.after_cycle + 1, units.rfc3339(self._manifest.ended)
+        return f"the first point that can be recovered comes: {number} or a later one, of an instant after {ended}"
+
+    def _troubles(self) -> list[str]:
+        told = [str(problem) for problem in self._problems[:_TOLD]]
+        if len(self._problems) > _TOLD:
+            told.append(f"and {len(self._problems) - _TOLD} more like these")
+        return told
 
     def _trouble(self, problem: Problem) -> None:
         self._problems.append(problem)

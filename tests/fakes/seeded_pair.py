@@ -72,6 +72,23 @@ class Seeded:
             seed_import=commands_pb2.SeedImport(vm_id=self.machine.id, path=str(path or self.medium)),
         )
 
+    async def check_export(self, path: Path | None = None) -> commands_pb2.CommandResult:
+        """What a dry run of the export asks."""
+        self.orders += 1
+        order = commands_pb2.SeedExport(
+            vm_id=self.machine.id,
+            path=str(path or self.medium),
+            target_certificate=self.two.provider.chains[self.two.target.host_id],
+        )
+        host, command = self.two.source.host_id, f"check-export-{self.orders}@1"
+        return await self.two.provider.order(host, command, check_seed_export=order)
+
+    async def check_import(self, path: Path | None = None) -> commands_pb2.CommandResult:
+        self.orders += 1
+        order = commands_pb2.SeedImport(vm_id=self.machine.id, path=str(path or self.medium))
+        host, command = self.two.target.host_id, f"check-import-{self.orders}@1"
+        return await self.two.provider.order(host, command, check_seed_import=order)
+
     def carry(self, name: str) -> Path:
         """A copy of the medium."""
         copy = self.medium.with_name(name)

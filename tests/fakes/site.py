@@ -97,6 +97,8 @@ class FakeHost:
             case "seed_export" | "seed_import":
                 result.seed_id = "seed-1"
                 result.note = "3 parts"
+            case "check_seed_export" | "check_seed_import":
+                result.note = "the path will do"
             case "remove_replica":
                 self.replicas.pop(command.remove_replica.vm_id, None)
         return result

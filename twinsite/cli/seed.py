@@ -16,7 +16,9 @@ def seed() -> None:
 
 
 _REASON = click.option("--reason", default="", help="Goes to the audit log.")
-_DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
+_DRY_RUN = click.option(
+    "--dry-run", is_flag=True, help="Ask the host whether the path will do and say what would happen; change nothing."
+)
 
 
 @seed.command()
@@ -36,7 +38,7 @@ async def export(context: Context, vm: str, path: str, reason: str, dry_run: boo
         answer = await api.machines.SeedExport(request)
         confirm.show(answer.consequences, answer.warnings)
         following = f"carry it to the target site, then: twinsite seed import {vm} --from PATH"
-        await context.finish(api, answer.job_id, following=following)
+        await context.finish(api, answer.job_id, following="" if dry_run else following)
 
 
 @seed.command(name="import")
@@ -55,7 +57,7 @@ async def import_(context: Context, vm: str, path: str, reason: str, dry_run: bo
     async with context.connect() as api:
         answer = await api.machines.SeedImport(request)
         confirm.show(answer.consequences, answer.warnings)
-        await context.finish(api, answer.job_id, following=f"twinsite seed status {vm}")
+        await context.finish(api, answer.job_id, following="" if dry_run else f"twinsite seed status {vm}")
 
 
 @seed.command()

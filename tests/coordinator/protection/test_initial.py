@@ -142,6 +142,9 @@ async def test_a_vm_goes_to_its_target_on_media(sites: Scene):
 
     foretold = await sites.admin.machines.SeedExport(seed(dry_run=True))
     assert any("3.0 GiB" in sentence for sentence in foretold.consequences)
+    asked = await sites.ended(foretold)
+    assert (asked.kind, asked.state, asked.result["note"]) == ("seed.check-export", "succeeded", "the path will do")
+    assert sites.source.done[-1] == "check_seed_export"
     exported = await sites.ended(await sites.admin.machines.SeedExport(seed()))
     assert exported.state == "succeeded"
     assert exported.result["seed"] == "seed-1"
@@ -205,6 +208,19 @@ async def test_a_seed_that_fails_says_why(sites: Scene):
     assert job.state == "failed"
     assert job.error is not None
     assert job.error.code == "SEED_OF_ANOTHER_VM"
+
+
+async def test_a_dry_run_of_a_seed_asks_the_host_and_says_what_it_refuses(sites: Scene):
+    await awaiting(sites)
+    wrong = types_pb2.ErrorDetail(code="SEED_PATH_MISSING", message="/media/disk1 is no directory on host b1")
+    sites.target.refuse["check_seed_import"] = wrong
+    job = await sites.ended(await sites.admin.machines.SeedImport(seed(dry_run=True)))
+    assert job.state == "failed"
+    assert job.error is not None
+    assert job.error.code == "SEED_PATH_MISSING"
+    assert "seed_import" not in sites.target.done
+    assert await sites.audited("vm.seed-import") == []
+    assert (await sites.protection()).awaiting_seed
 
 
 async def test_what_has_a_point_waits_for_no_seed(sites: Scene):
