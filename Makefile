@@ -7,12 +7,12 @@ STAMP := $(VENV)/.installed
 # Tests wait for disks and starting programs more than for processors: three at a time keep two of them busy.
 WORKERS ?= 3
 
-.PHONY: demo test lint types arrows check bench soak proto system-packages clean
+.PHONY: demo test lint types arrows check bench soak proto system-packages libvirt-python clean
 
 demo: $(STAMP) $(if $(IMAGE),system-packages)  ## From nothing to a failed-over VM; IMAGE=path uses your disk, KEEP=1 leaves it running
 	@$(PYTHON) -m demo $(if $(IMAGE),--image "$(IMAGE)") $(if $(KEEP),--keep)
 
-test: $(STAMP) system-packages  ## The whole suite; tests that miss a system package are skipped with the reason
+test: $(STAMP) libvirt-python  ## The whole suite; tests that miss a system package are skipped with the reason
 	$(PYTHON) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: lint types arrows  ## What CI runs before the tests
@@ -33,6 +33,7 @@ soak: $(STAMP)  ## The simulator on 20 000 seeds; a seed that fails becomes a li
 
 bench: $(STAMP)  ## Every figure against its peer and the limit, one line each
 	@deploy/system-packages bench
+	@deploy/libvirt-python $(VENV)
 	$(PYTHON) -m bench.run
 
 proto: $(STAMP)  ## After a change below proto/
@@ -40,6 +41,9 @@ proto: $(STAMP)  ## After a change below proto/
 
 system-packages:
 	@deploy/system-packages
+
+libvirt-python: $(STAMP) system-packages
+	@deploy/libvirt-python $(VENV)
 
 # A venv without pip's parts is what a Debian without python3-venv makes: then the package is installed first.
 $(STAMP): pyproject.toml hatch_build.py $(shell find proto -name '*.proto' 2>/dev/null)
@@ -49,4 +53,4 @@ $(STAMP): pyproject.toml hatch_build.py $(shell find proto -name '*.proto' 2>/de
 	@touch $@
 
 clean:
-	rm -rf $(VENV) twinsite/api .demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) twinsite/api build .demo .pytest_cache .mypy_cache .ruff_cache

@@ -1,8 +1,10 @@
 """A KVM host of the laboratory: a machine with its own libvirtd, virtlogd and directories."""
 
 import contextlib
+import grp
 import json
 import os
+import pwd
 import shutil
 import signal
 import uuid
@@ -34,15 +36,33 @@ listen_tls = 0
 host_uuid = "{host_uuid}"
 log_outputs = "3:file:/var/log/libvirt/libvirtd.log"
 """
+_USER: Final = "libvirt-qemu"
 _PROGRAMS: Final = {
-    "libvirtd": "libvirt-daemon-system",
-    "virtlogd": "libvirt-daemon-system",
+    "libvirtd": "libvirt-daemon",
+    "virtlogd": "libvirt-daemon",
     "virsh": "libvirt-clients",
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-img": "qemu-utils",
     "ip": "iproute2",
     "nsenter": "util-linux",
 }
+
+
+def _users() -> dict[str, str]:
+    """What /etc/passwd and /etc/group must say where they lack the user that libvirtd asks for and never uses.
+
+    The package that makes it would start daemons of this machine's own.
+    """
+    try:
+        pwd.getpwnam(_USER)
+        grp.getgrnam(_USER)
+    except KeyError:
+        passwd, group = Path("/etc/passwd").read_text(), Path("/etc/group").read_text()
+        return {
+            "passwd": f"{passwd.rstrip()}\n{_USER}:x:64055:64055::/nonexistent:/usr/sbin/nologin\n",
+            "group": f"{group.rstrip()}\n{_USER}:x:64055:\n",
+        }
+    return {}
 
 
 def hindrance() -> str:
@@ -58,7 +78,12 @@ class LibvirtHost:
 
     def __init__(self, root: Path, name: str, *, held: bool = True) -> None:
         self.root, self.name = root, name
-        binds = {root / source: place for source, place in _PLACES.items() if source == "run" or Path(place).is_dir()}
+        binds: dict[Path, str] = {}
+        for source, place in _PLACES.items():
+            if not Path(place).is_dir():  # the package alone makes them; a folder of ours hides the one that lacks it
+                binds[root / f"beside-{source}"] = str(Path(place).parent)
+            binds[root / source] = place
+        binds |= {root / name: f"/etc/{name}" for name in _users()}
         self.machine = Machine(name, binds=binds, held=held)
 
     @property
@@ -74,9 +99,11 @@ class LibvirtHost:
     def boot(self) -> None:
         """From nothing, or again after a power cut: what is defined is there still, nothing runs. Raises LabFailed."""
         shutil.rmtree(self.root / "run", ignore_errors=True)  # a boot finds /run empty
-        for folder in (*_PLACES, "images"):
+        for folder in (*(f"beside-{source}/libvirt" for source in _PLACES), *_PLACES, "images"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         (self.root / "run" / "lock").mkdir()
+        for name, content in _users().items():
+            (self.root / name).write_text(content)
         (self.root / "etc" / "qemu.conf").write_text(_QEMU_CONF)
         config = self.root / "etc" / "libvirtd.conf"
         if not config.exists():
