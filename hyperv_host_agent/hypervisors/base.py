@@ -78,6 +78,41 @@ class MachineState:
     autostart: bool = False  # to run whenever its host runs, as long as this host owns it
 
 
+@dataclass(frozen=True, slots=True)
+class Native:
+    """A VM in the words of its own hypervisor, for another host of the same kind."""
+
+    format: str  # "libvirt-domain"
+    document: str
+    files: tuple[tuple[str, bytes], ...] = ()  # beside the document: "nvram"
+
+
+class Severity(enum.Enum):
+    NOTE = "note"  # it is so, and it is as it should be
+    WARNING = "warning"  # it works, otherwise than at the source
+    OBSTACLE = "obstacle"  # it will not work before somebody changes something
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    severity: Severity
+    what: str  # "machine type", "network", "disk" …
+    text: str  # one sentence without a full stop
+
+    def __str__(self) -> str:
+        return f"{self.severity.value}: {self.text}"
+
+
+class Obstacles(Precondition):
+    public = "VM {error.name} cannot run on this host: {error.problem}"
+    still_works = "nothing was defined"
+    next_step = "change what is named, or choose another target host"
+
+    def __init__(self, name: str, findings: Iterable[Finding]) -> None:
+        self.name = name
+        self.problem = "; ".join(found.text for found in findings if found.severity is Severity.OBSTACLE)
+
+
 def test_name(name: str, vm_id: str, present: Iterable[MachineSpec]) -> str:
     """What a test copy is called: "NAME - Test", the next one beside it "NAME - Test 2" …; a repeat keeps its name."""
     taken = {spec.id: spec.name for spec in present}
@@ -102,10 +137,28 @@ class Hypervisor(Protocol):
         """Raises MachineMissing."""
         ...
 
-    def define(self, spec: MachineSpec, disks: tuple[AttachedDisk, ...], *, purpose: Purpose) -> None:
+    def describe(self, vm_id: str) -> Native | None:
+        """The VM in the hypervisor's own words; None when `MachineSpec` says everything. Raises MachineMissing."""
+        ...
+
+    def examine(self, vm_id: str) -> tuple[Finding, ...]:
+        """What its owner should know before the VM is replicated from here. Raises MachineMissing."""
+        ...
+
+    def preflight(self, spec: MachineSpec, native: Native | None) -> tuple[Finding, ...]:
+        """What would be otherwise, or would not work, if the VM were to run here. Changes nothing.
+
+        That another VM has its name or id is not among it: `define` refuses that.
+        """
+        ...
+
+    def define(
+        self, spec: MachineSpec, disks: tuple[AttachedDisk, ...], *, purpose: Purpose, native: Native | None = None
+    ) -> None:
         """A VM whose disks are overlays on a pinned point; costs one small file a disk. Repeatable.
 
-        Raises MachineExists for another VM of that name or id.
+        `spec` decides over id, name and NICs, `native` over all else. Raises MachineExists for another VM of that name
+        or id, Obstacles.
         """
         ...
 
@@ -130,3 +183,18 @@ class Hypervisor(Protocol):
         ...
 
     def unfence(self, vm_id: str) -> None: ...
+
+    def guard(self, vm_id: str) -> None:
+        """From now on only this agent starts the VM with its host, after it has asked who owns it. Durable.
+
+        Repeatable. Raises MachineMissing.
+        """
+        ...
+
+    def unguard(self, vm_id: str) -> None:
+        """The VM starts with its host as it did before `guard`. Repeatable. Raises MachineMissing."""
+        ...
+
+    def close(self) -> None:
+        """VMs run on; the hypervisor is not asked any more."""
+        ...

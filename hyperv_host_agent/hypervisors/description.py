@@ -1,11 +1,15 @@
 """A VM as it travels: `types.v1.Machine` made from a hypervisor's words, and back."""
 
+import zlib
 from typing import Final
 
-from hyperv_host_agent.hypervisors.base import MachineSpec, MachineState, Power
+from hyperv_host_agent.hypervisors.base import MachineSpec, MachineState, Native, Power
 from hyperv_host_agent.replication.cycle import DiskGeometry
 from twinsite.api.types.v1 import types_pb2
 from twinsite.errors import InvalidInput
+from twinsite.units import MiB
+
+_MAX_FILE: Final = 16 * MiB  # firmware variables are 528 KiB
 
 _POWER: Final = {
     Power.RUNNING: types_pb2.POWER_STATE_RUNNING,
@@ -23,7 +27,8 @@ class BadDescription(InvalidInput):
         self.problem = problem
 
 
-def to_proto(state: MachineState) -> types_pb2.Machine:
+def to_proto(state: MachineState, native: Native | None = None) -> types_pb2.Machine:
+    """With `native` all a target needs; without it what everybody else wants to know."""
     spec = state.spec
     return types_pb2.Machine(
         id=spec.id,
@@ -34,7 +39,32 @@ def to_proto(state: MachineState) -> types_pb2.Machine:
         nics=[types_pb2.Nic(mac=mac, network=network) for mac, network in spec.nics],
         power=_POWER[state.power],
         purpose=state.purpose.value,
+        native=native_to_proto(native) if native is not None else None,
     )
+
+
+def native_to_proto(native: Native) -> types_pb2.NativeDescription:
+    files = [types_pb2.NativeDescription.File(name=name, zlib=zlib.compress(content)) for name, content in native.files]
+    return types_pb2.NativeDescription(format=native.format, document=native.document, files=files)
+
+
+def native_of(machine: types_pb2.Machine) -> Native | None:
+    """Raises BadDescription."""
+    if not machine.HasField("native"):
+        return None
+    told = machine.native
+    return Native(told.format, told.document, tuple((file.name, _unpack(file.zlib)) for file in told.files))
+
+
+def _unpack(packed: bytes) -> bytes:
+    unpacking = zlib.decompressobj()
+    try:
+        content = unpacking.decompress(packed, _MAX_FILE)
+    except zlib.error as error:
+        raise BadDescription(f"a file of it is damaged: {error}") from None
+    if not unpacking.eof:
+        raise BadDescription("a file of it is too large or cut off")
+    return content
 
 
 def from_proto(machine: types_pb2.Machine) -> MachineSpec:

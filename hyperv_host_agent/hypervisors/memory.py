@@ -7,14 +7,18 @@ from pathlib import Path
 
 from hyperv_host_agent.changes.memory import MemoryChangeSource
 from hyperv_host_agent.hypervisors.base import (
+    Finding,
     MachineExists,
     MachineFailed,
     MachineFenced,
     MachineMissing,
     MachineSpec,
     MachineState,
+    Native,
+    Obstacles,
     Power,
     Purpose,
+    Severity,
     test_name,
 )
 from hyperv_host_agent.hypervisors.description import to_proto
@@ -29,6 +33,7 @@ class _Machine:
     power: Power
     source: MemoryChangeSource
     fenced: int | None = None
+    native: Native | None = None
     wanted: bool = True  # to run: not stopped on purpose
 
     def state(self) -> MachineState:
@@ -47,14 +52,21 @@ class MemoryHypervisor:
         self._clock = clock or SystemClock()
         self._content = content
         self._machines: dict[str, _Machine] = {}
+        self.examined: list[Finding] = []  # what `examine` and `preflight` find, for a test to say
+        self.preflown: list[Finding] = []
         self._lock = threading.RLock()
 
     # What a test does.
 
-    def add(self, spec: MachineSpec, *, contents: Mapping[str, bytes] | None = None) -> MemoryChangeSource:
+    def add(
+        self, spec: MachineSpec, *, contents: Mapping[str, bytes] | None = None, native: Native | None = None
+    ) -> MemoryChangeSource:
         """A running, ordinary VM; its source is where the test writes as the guest."""
         with self._lock:
-            return self._insert(spec, Purpose.ORDINARY, Power.RUNNING, contents or {}).source
+            machine = self._insert(spec, Purpose.ORDINARY, Power.RUNNING, contents or {})
+            machine.native = native
+            self._describe(machine)
+            return machine.source
 
     def change_disks(self, vm_id: str, change: Callable[[MemoryChangeSource], None]) -> None:
         """Grow, shrink, add or remove disks of its source; the VM's description follows."""
@@ -85,8 +97,22 @@ class MemoryHypervisor:
     def change_source(self, vm_id: str) -> MemoryChangeSource:
         return self._find(vm_id).source
 
-    def define(self, spec: MachineSpec, disks: tuple[AttachedDisk, ...], *, purpose: Purpose) -> None:
+    def describe(self, vm_id: str) -> Native | None:
+        return self._find(vm_id).native
+
+    def examine(self, vm_id: str) -> tuple[Finding, ...]:
+        self._find(vm_id)
+        return tuple(self.examined)
+
+    def preflight(self, spec: MachineSpec, native: Native | None) -> tuple[Finding, ...]:  # noqa: ARG002  # a test says it
+        return tuple(self.preflown)
+
+    def define(
+        self, spec: MachineSpec, disks: tuple[AttachedDisk, ...], *, purpose: Purpose, native: Native | None = None
+    ) -> None:
         with self._lock:
+            if any(found.severity is Severity.OBSTACLE for found in self.preflown):
+                raise Obstacles(spec.name, self.preflown)
             if purpose is Purpose.TEST:
                 others = [machine.spec for machine in self._machines.values()]
                 spec = replace(spec, name=test_name(spec.name, spec.id, others))
@@ -97,7 +123,9 @@ class MemoryHypervisor:
                 return
             if any(other.spec.name == spec.name for other in self._machines.values()):
                 raise MachineExists(spec.name)
-            self._insert(spec, purpose, Power.STOPPED, {disk.id: self._content(disk) for disk in disks})
+            made = self._insert(spec, purpose, Power.STOPPED, {disk.id: self._content(disk) for disk in disks})
+            made.native = native
+            self._describe(made)
 
     def start(self, vm_id: str) -> None:
         with self._lock:
@@ -136,6 +164,15 @@ class MemoryHypervisor:
         with self._lock:
             self._find(vm_id).fenced = None
 
+    def guard(self, vm_id: str) -> None:
+        self._find(vm_id)
+
+    def unguard(self, vm_id: str) -> None:
+        self._find(vm_id)
+
+    def close(self) -> None:
+        """It lives as long as the test."""
+
     def _find(self, vm_id: str) -> _Machine:
         try:
             return self._machines[vm_id]
@@ -154,4 +191,5 @@ class MemoryHypervisor:
         self._describe(machine)
 
     def _describe(self, machine: _Machine) -> None:
-        machine.source.machine = to_proto(machine.state()).SerializeToString(deterministic=True)
+        described = to_proto(machine.state(), machine.native)
+        machine.source.machine = described.SerializeToString(deterministic=True)

@@ -21,14 +21,18 @@ from hyperv_host_agent.changes.durable import locked, sync_folder
 from hyperv_host_agent.changes.tracked_disks import OWNER_LOCK, Owner, OwnerGone, TrackedDisks, reader_lock
 from hyperv_host_agent.changes.tracked_file import TrackedFileSource
 from hyperv_host_agent.hypervisors.base import (
+    Finding,
     MachineExists,
     MachineFailed,
     MachineFenced,
     MachineMissing,
     MachineSpec,
     MachineState,
+    Native,
+    Obstacles,
     Power,
     Purpose,
+    Severity,
     test_name,
 )
 from hyperv_host_agent.hypervisors.description import to_proto
@@ -109,7 +113,22 @@ class EmbeddedHypervisor:
             recover=lambda: geometry.recover(folder.path),
         )
 
-    def define(self, spec: MachineSpec, disks: tuple[AttachedDisk, ...], *, purpose: Purpose) -> None:
+    def describe(self, vm_id: str) -> Native | None:
+        self._open(vm_id)
+        return None
+
+    def examine(self, vm_id: str) -> tuple[Finding, ...]:
+        self._open(vm_id)
+        return ()
+
+    def preflight(self, spec: MachineSpec, native: Native | None) -> tuple[Finding, ...]:  # noqa: ARG002  # as the port has it
+        return () if native is None else (_foreign(native),)
+
+    def define(
+        self, spec: MachineSpec, disks: tuple[AttachedDisk, ...], *, purpose: Purpose, native: Native | None = None
+    ) -> None:
+        if native is not None:
+            raise Obstacles(spec.name, [_foreign(native)])
         files = tuple(
             DiskFile(disk.id, disk.name, disk.size, f"disk{number}.top", tuple(str(layer) for layer in disk.layers))
             for number, disk in enumerate(disks)
@@ -231,6 +250,16 @@ class EmbeddedHypervisor:
         with self._changing(vm_id):
             self._open(vm_id).unfence()
 
+    def guard(self, vm_id: str) -> None:
+        """Nobody but the agent starts a guest."""
+        self._open(vm_id)
+
+    def unguard(self, vm_id: str) -> None:
+        self._open(vm_id)
+
+    def close(self) -> None:
+        """Guests are processes of their own."""
+
     def ask_guest(self, vm_id: str, verb: str, **words: float) -> Words:
         """freeze, thaw or status. Raises MachineFailed when the guest does not run or does not answer."""
         guest = self._open(vm_id).guest()
@@ -330,6 +359,10 @@ class EmbeddedHypervisor:
             if self._clock.monotonic() > forced_deadline:
                 raise MachineFailed(folder.spec.id, "its disks are still in use by a process that cannot be ended")
             threading.Event().wait(0.01)
+
+
+def _foreign(native: Native) -> Finding:
+    return Finding(Severity.OBSTACLE, "hypervisor", f"it is described in words of another hypervisor ({native.format})")
 
 
 def _change_stopped(folder: MachineFolder, change: DiskChange) -> None:

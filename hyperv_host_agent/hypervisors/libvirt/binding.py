@@ -38,7 +38,6 @@ class Connection:
         self._opening = threading.Lock()
         self._raw: Any = None
         self._closed = False
-        self._was_live = False
         self._lost = threading.Event()  # the daemon hung up, or this connection was closed
         self._listeners: dict[object, Callable[[Event], None]] = {}
         self._heard: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
@@ -75,15 +74,15 @@ class Connection:
             ]
         )
 
-    def version(self) -> tuple[int, int]:
-        """Of libvirt and of QEMU: major * 1000000 + minor * 1000 + release."""
-        return self.run(lambda connection: (connection.getLibVersion(), connection.getVersion()))
+    def memory_bytes(self) -> int:
+        """Of the host."""
+        return int(self.run(lambda connection: connection.getInfo()[1])) << 20
 
     @contextlib.contextmanager
     def on_event(self, callback: Callable[[Event], None]) -> Iterator[None]:
         """While the block runs, `callback` hears of everything, in one thread that may call libvirt.
 
-        It goes on after the daemon was away; then RECONNECTED says that something may have been missed.
+        It goes on after the daemon was away; CONNECTED says that something may have been missed.
         """
         handle = self.listen(callback)
         try:
@@ -139,9 +138,7 @@ class Connection:
             # In every connection, listeners or not: who listens later must not have to make a new one.
             library.run(self.uri, raw, lambda raw: events.register(raw, self._hear))
             self._raw = raw
-            if self._was_live:
-                self._hear(Event("", Happening.RECONNECTED))
-            self._was_live = True
+            self._hear(Event("", Happening.CONNECTED))
             return raw
 
     def _hear(self, event: Event) -> None:

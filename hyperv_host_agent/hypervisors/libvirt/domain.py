@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from hyperv_host_agent.hypervisors.libvirt.errors import LibvirtFailed, NotThere
-from hyperv_host_agent.hypervisors.libvirt.library import flag, libvirt, qemu, word
+from hyperv_host_agent.hypervisors.libvirt.library import flag, qemu, word
 
 Answer = TypeVar("Answer")
 
@@ -92,7 +92,7 @@ class Domain:
         self._do(lambda domain: domain.createWithFlags(flags))
 
     def shutdown(self, mode: str) -> None:
-        """Ask the guest to: mode "guest_agent" or "acpi_power_btn". Raises AgentSilent."""
+        """Ask the guest to: mode "guest_agent" or "acpi_power_btn". Raises AgentSilent, perhaps after a minute."""
         flags = flag(f"DOMAIN_SHUTDOWN_{mode.upper()}")
         self._do(lambda domain: domain.shutdownFlags(flags))
 
@@ -120,6 +120,10 @@ class Domain:
 
     def has_managed_save(self) -> bool:
         return bool(self._do(lambda domain: domain.hasManagedSaveImage(0)))
+
+    def has_internal_snapshots(self) -> bool:
+        flags = flag("DOMAIN_SNAPSHOT_LIST_INTERNAL")
+        return bool(self._do(lambda domain: domain.snapshotNum(flags)))
 
     def job(self) -> Job | None:
         """What runs now."""
@@ -235,7 +239,7 @@ class Domain:
             domain.agentSetResponseTimeout(timeout, 0)
             try:
                 return action(domain)
-            finally:
-                domain.agentSetResponseTimeout(libvirt().VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)
+            finally:  # it is a property of the VM, for all its callers
+                domain.agentSetResponseTimeout(flag("DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK"), 0)
 
         return self._do(act)

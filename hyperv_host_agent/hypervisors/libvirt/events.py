@@ -23,7 +23,7 @@ class Happening(enum.Enum):
     AGENT_CONNECTED = "agent connected"
     AGENT_DISCONNECTED = "agent disconnected"
     BLOCK_JOB = "block job"  # detail: disk, what, how it stands
-    RECONNECTED = "reconnected"  # of no VM: what happened while libvirt was away was not told
+    CONNECTED = "connected"  # of no VM: libvirt answers, for the first time or again; what was before was not told
 
 
 @dataclass(frozen=True, slots=True)

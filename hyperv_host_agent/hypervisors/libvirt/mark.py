@@ -19,6 +19,7 @@ class Mark:
     name: str
     purpose: Purpose
     disks: tuple[tuple[str, str], ...]
+    made_of: str  # a fingerprint of what was asked for when it was defined
 
 
 def read(root: ET.Element) -> Mark | None:
@@ -29,7 +30,7 @@ def read(root: ET.Element) -> Mark | None:
     try:
         purpose = Purpose(found.get("purpose", ""))
         disks = tuple((disk.attrib["target"], disk.attrib["id"]) for disk in found.findall(_DISK))
-        return Mark(found.attrib["id"], found.attrib["name"], purpose, disks)
+        return Mark(found.attrib["id"], found.attrib["name"], purpose, disks, found.attrib["made-of"])
     except (KeyError, ValueError):
         return None
 
@@ -42,8 +43,7 @@ def remove(root: ET.Element) -> None:
 
 def write(root: ET.Element, mark: Mark) -> None:
     remove(root)
-    element = ET.SubElement(
-        child(root, "metadata"), _MACHINE, {"id": mark.id, "name": mark.name, "purpose": mark.purpose.value}
-    )
+    words = {"id": mark.id, "name": mark.name, "purpose": mark.purpose.value, "made-of": mark.made_of}
+    element = ET.SubElement(child(root, "metadata"), _MACHINE, words)
     for target, disk_id in mark.disks:
         ET.SubElement(element, _DISK, {"target": target, "id": disk_id})
