@@ -43,6 +43,7 @@ class Points:
                     told.damaged_clusters += not finding.repaired
                     told.repaired_clusters += finding.repaired
                     told.wanted_clusters += finding.wanted
+                    told.tried_clusters += finding.tried
                     if len(told.damage) < _MOST_TOLD:
                         told.damage.append(_to_proto(finding))
                 call.progress_bytes(step.done_bytes, step.total_bytes, _sentence(told.damaged_clusters))

@@ -1,6 +1,7 @@
 """The replicas this host receives: what is told of them, what is kept of them, and the VMs failed over from them."""
 
 import asyncio
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -83,6 +84,7 @@ class Targets:
         try:
             held = await self._replicas.get(vm_id)
             points = await held.run(held.replica.points)
+            lost = await held.run(held.replica.lost)
             state = await held.run(held.replica.state)
         except NotFound:
             return
@@ -97,7 +99,8 @@ class Targets:
         if recoverable:
             shown.committed_instant.CopyFrom(wire.timestamp(recoverable[-1].instant))
         self._show(vm_id, recoverable=bool(recoverable))
-        self._outbox.points(vm_id, [point_to_proto(vm_id, point) for point in recoverable])
+        told = sorted([*recoverable, *lost], key=lambda point: point.cycle) if lost else recoverable
+        self._outbox.points(vm_id, [point_to_proto(vm_id, point) for point in told])
 
     async def scrubbed(self, vm_id: str) -> None:
         """Tell how far the check of the replica is."""
@@ -116,6 +119,7 @@ class Targets:
         shown.scrub.total_bytes = state.total_bytes
         shown.scrub.damaged_clusters = state.damaged
         shown.scrub.repaired_clusters = state.repaired
+        shown.scrub.tried_clusters = state.tried
         self._show(vm_id, recoverable=shown.HasField("committed_instant"))
 
     async def promoted(self) -> None:
@@ -193,6 +197,10 @@ class Targets:
             held = await self._replicas.get(vm_id)
             points = await held.run(held.replica.points)
             keep, up_to = self._keep(vm_id, points), max((point.cycle for point in points), default=0)
+            lost = await held.run(held.replica.lost)
+            if lost:  # they take nobody's slot, and are told for as long as they would have had their own
+                every = self._keep(vm_id, [*points, *(replace(point, complete=True) for point in lost)])
+                keep += [point.cycle for point in lost if point.cycle in every]
             report = await held.beside(held.replica.maintain, keep=keep, up_to=up_to, budget=budget)
             if report.no_room is not None and vm_id not in self._without_room:
                 _log.warning("maintenance_without_room", vm_id=vm_id, reason=str(report.no_room))
@@ -266,6 +274,7 @@ def point_to_proto(vm_id: str, point: PointInfo) -> types_pb2.Point:
         name=point.name,
         kept=point.kept,
         damaged_clusters=point.damaged,
+        lost=point.lost,
     )
     made.instant.CopyFrom(wire.timestamp(point.instant))
     if point.locked_until is not None:

@@ -106,12 +106,19 @@ class DamageRemains(Failed):
     still_works = "points that do not stand on them are good; replication goes on"
     next_step = "{error.step}"
 
-    def __init__(self, vm: str, left: int, wanted: int, *, repair: bool) -> None:
+    def __init__(self, vm: str, left: int, wanted: int, tried: int, *, repair: bool) -> None:
+        """`left` clusters; of them the source sends `wanted`, and for `tried` a repair found nothing."""
         self.vm = vm
         self.told = f"{count(left, 'cluster')} {'is' if left == 1 else 'are'}"
-        if not repair:
+        good = f"twinsite point list {vm} shows which points are good"
+        if not repair and left <= tried:
+            self.step = (
+                f"a repair was tried and found nothing to mend {'it' if left == 1 else 'them'} from: what the newest"
+                f" point shows comes with the source's next cycles, the rest goes when its points go; {good}"
+            )
+        elif not repair:
             self.step = f"twinsite vm verify {vm} --repair"
         elif wanted:
             self.step = f"{wanted} of them come with the source's next cycles; then twinsite vm verify {vm} again"
         else:
-            self.step = f"twinsite point list {vm} shows which points are good"
+            self.step = good

@@ -240,7 +240,7 @@ async def _verify(context: TaskContext) -> None:
         )
     if found.damaged_clusters:
         left, asked = found.damaged_clusters, found.wanted_clusters
-        await context.warn(DamageRemains(item.vm_name, left, asked, repair=order.repair))
+        await context.warn(DamageRemains(item.vm_name, left, asked, found.tried_clusters, repair=order.repair))
 
 
 def _damage(one: commands_pb2.Damage) -> dict[str, JSON]:

@@ -122,6 +122,7 @@ def _damaged(case: Situation) -> Explanation | None:
     count = case.receiving.scrub.damaged_clusters
     if not count:
         return None
+    tried = count <= case.receiving.scrub.tried_clusters
     found = f"{count} damaged cluster{'s were' if count != 1 else ' was'} found at {case.target.host}"
     return Explanation(
         f"{case.name} is in time, but {found}",
@@ -130,7 +131,9 @@ def _damaged(case: Situation) -> Explanation | None:
             age(case),
         ),
         (
-            f"twinsite vm verify {case.name} --repair; twinsite point list {case.name}",
+            f"a repair was tried; twinsite point list {case.name} shows which points are good"
+            if tried
+            else f"twinsite vm verify {case.name} --repair; twinsite point list {case.name}",
             f"look at the health of the disk that holds {case.target.host}'s store",
         ),
     )

@@ -179,6 +179,7 @@ class PointInfo:
     locked_until: float | None = None  # seconds since 1970, by the wall clock as it is now; nobody deletes it before
     damaged: int = 0  # clusters, found and not repaired; a file that is damaged as a whole counts one
     complete: bool = True  # False: it stands on a base that came on media too late for it, or not at all
+    lost: bool = False  # what describes it is damaged: it cannot be used, and `instant` lies between its neighbours'
 
     @property
     def recoverable(self) -> bool:
@@ -206,6 +207,7 @@ class Finding:
     points: tuple[int, ...] = ()  # cycles of the points that stand on it
     repaired: bool = False
     wanted: bool = False  # not mended here: the source sends it with its next cycle
+    tried: bool = False  # a repair, now or before, found nothing here to mend it from
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,7 @@ class ScrubState:
     checked_bytes: int = 0  # in the present round
     total_bytes: int = 0
     damaged: int = 0  # clusters and files, found and not repaired
+    tried: int = 0  # of them, for which a repair found nothing
     repaired: int = 0  # since the replica was made
     retry: bool = False  # there is reason to `scrub` now: damage was met, or a cycle may have brought content back
 
@@ -313,6 +316,13 @@ class Replica(Protocol):
 
     def detach(self, owner: str) -> None:
         """Remove the pins of `owner`. Repeatable."""
+        ...
+
+    def lost(self) -> list[PointInfo]:
+        """Points older than the newest whose description is lost, oldest first.
+
+        They are told so that nobody takes them for removed, until `maintain` is not told to keep them.
+        """
         ...
 
     def mark(self, cycle: int, *, keep: bool | None, name: str | None, lock_seconds: int | None) -> PointInfo:

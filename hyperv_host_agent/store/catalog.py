@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hyperv_host_agent.store import chains, checking, copies, files, manifests, merging, rebuilding, repair, seeding
-from hyperv_host_agent.store.base import PointMissing, ReplicaUnreadable, WriteFailed
+from hyperv_host_agent.store.base import PointInfo, PointMissing, ReplicaUnreadable, WriteFailed
 from hyperv_host_agent.store.damage import Damage
 from hyperv_host_agent.store.manifests import POINTS, DiskRef, LayerRef, Manifest
 from hyperv_host_agent.store.pins import PINS, Pins
@@ -29,6 +29,7 @@ class Catalog:
         self.damaged = [Damage("", f"{POINTS}/{cycle:06}.json", problem) for cycle, problem in lost.items()]
         self.rebuilt = False  # the chains were made anew from the files
         self.chains = self._load(lost)
+        self._aside = set(manifests.set_aside(directory))  # points that nothing describes any more
         path = directory / chains.CHAINS
         self._chains_data = path.read_bytes() if path.exists() else b""
         self._written = 0  # the newest cycle whose layers the document of the chains is known to name
@@ -79,14 +80,33 @@ class Catalog:
             copies.Document(manifests.point_path(self.directory, cycle), manifest.encode(), (cycle,))
             for cycle, manifest in self.manifests.items()
         ]
-        aside = sorted((self.directory / POINTS).glob(f"*{manifests.ASIDE}"))
-        found += [copies.Document(path, None, (int(path.name.split(".")[0]),)) for path in aside]
+        aside = manifests.set_aside(self.directory)
+        found += [copies.Document(path, None, (cycle,)) for cycle, path in aside.items()]
         if self._chains_data:
             found.append(copies.Document(self.directory / chains.CHAINS, self._chains_data, tuple(self.manifests)))
         if self.seeded:
             seed = files.seal(self.seeded.document())
             found.append(copies.Document(self.directory / seeding.SEED, seed, tuple(self.manifests)))
         return found + self.pins.documents()
+
+    def lost_points(self) -> list[PointInfo]:
+        """Under the lock."""
+        told: list[PointInfo] = []
+        for lost in sorted(self._aside - set(self.manifests)):
+            after = next((found for cycle, found in self.manifests.items() if cycle > lost), None)
+            if after is None:
+                continue  # its number comes again
+            before = [found.instant for cycle, found in self.manifests.items() if cycle < lost]
+            instant = (before[-1] + after.instant) / 2 if before else after.instant
+            told.append(
+                PointInfo(
+                    *(lost, b"", 0, instant, after.consistency, after.term, b"", (), 0, 0),
+                    damaged=1,
+                    complete=False,
+                    lost=True,
+                )
+            )
+        return told
 
     def newest(self) -> Manifest | None:
         return self.manifests[max(self.manifests)] if self.manifests else None
@@ -167,6 +187,10 @@ class Catalog:
             if placeholder := self.placeholder():
                 stay.add(placeholder.cycle)
             removed = [cycle for cycle in self.manifests if cycle not in stay]
+            for cycle, path in manifests.set_aside(self.directory).items() if self._aside else ():
+                if cycle in self.manifests or (cycle not in keep and cycle < max(self.manifests, default=0)):
+                    files.remove_file(path)
+                    self._aside.discard(cycle)
             if not removed:
                 return []
             left = [manifest for cycle, manifest in self.manifests.items() if cycle in stay]

@@ -27,18 +27,20 @@ class Damage:
     cycle: int = 0  # that brought the frame
     until: int = 0  # the first cycle that brought the cluster anew; 0: none did
     fingerprint: bytes = b""
+    tried: bool = False  # a repair found nothing here to mend it from
 
     def shown_at(self, cycle: int) -> bool:
         """Whether a point that shows a disk as of this cycle shows the frame."""
         return self.cycle <= cycle and (not self.until or cycle < self.until)
 
     def to_json(self) -> list[object]:
-        return [self.disk, self.file, self.problem, self.cluster, self.cycle, self.until, self.fingerprint.hex()]
+        place = [self.disk, self.file, self.problem, self.cluster, self.cycle, self.until]
+        return [*place, self.fingerprint.hex(), self.tried]
 
     @classmethod
     def from_json(cls, value: Any) -> "Damage":
-        disk, file, problem, cluster, cycle, until, fingerprint = value
-        made = cls(disk, file, problem, cluster, int(cycle), int(until), bytes.fromhex(fingerprint))
+        disk, file, problem, cluster, cycle, until, fingerprint, tried = value
+        made = cls(disk, file, problem, cluster, int(cycle), int(until), bytes.fromhex(fingerprint), bool(tried))
         if not all(isinstance(text, str) for text in (disk, file, problem)) or made.to_json() != value:
             raise ValueError("is malformed")
         if cluster is not None and int(cluster) < 0:
@@ -86,6 +88,7 @@ class Record:
             checked_bytes=min(self.checked, total) if running else total if self.completed else 0,
             total_bytes=total,
             damaged=len(self._damages),
+            tried=sum(damage.tried for damage in self._damages),
             repaired=self.repaired,
             retry=retry,
         )
@@ -93,6 +96,10 @@ class Record:
     def replace(self, found: Iterable[Damage], *, of: Callable[[Damage], bool]) -> None:
         """What a check found stands in place of the damages `of` which it looked anew. Not saved."""
         self._damages = [damage for damage in self._damages if not of(damage)] + [*found]
+
+    def was_tried(self, file: str) -> bool:
+        """Whether a file that is damaged as a whole is known, and nothing mended it."""
+        return any(one.tried and one.cluster is None and one.file == file for one in self._damages)
 
     def brought(self, cycle: int, clusters: Mapping[str, list[Run]]) -> bool:
         """A cycle was committed with these clusters: the newest point no longer shows what was there. Not saved."""

@@ -17,7 +17,7 @@ from hyperv_host_agent.store.base import BadName, PointInfo
 
 POINTS: Final = "points"
 FORMAT: Final = 2
-ASIDE: Final = ".damaged"  # a manifest that cannot be read, until a check has told of it
+ASIDE: Final = ".damaged"  # a manifest that cannot be read, as long as its point would have been kept
 _LAYER_NAME = re.compile(r"[0-9]{6,12}\.qcow2")
 _POINT_NAME = re.compile(r"[0-9]{6,12}\.json")
 
@@ -237,10 +237,14 @@ def load(directory: Path, vm_id: str) -> tuple[dict[int, Manifest], dict[int, st
             found[manifest.cycle] = manifest
         else:
             lost[int(name.removesuffix(".json"))] = problem
-            if path.exists():
-                path.rename(path.with_name(name + ASIDE))
+            (path if path.exists() else copies.copy_path(path)).rename(path.with_name(name + ASIDE))
             files.remove_file(copies.copy_path(path))
     return dict(sorted(found.items())), lost
+
+
+def set_aside(directory: Path) -> dict[int, Path]:
+    """What stands for points whose manifests are lost, by cycle, oldest first."""
+    return {int(path.name.split(".")[0]): path for path in sorted((directory / POINTS).glob(f"*{ASIDE}"))}
 
 
 def _read(path: Path, vm_id: str, main: Path | None = None) -> tuple[Manifest | None, str]:

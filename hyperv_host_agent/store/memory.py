@@ -266,6 +266,9 @@ class MemoryReplica:
     def points(self) -> list[PointInfo]:
         return [self._info(cycle) for cycle in sorted(self._kept.points)]
 
+    def lost(self) -> list[PointInfo]:
+        return []
+
     def mark(self, cycle: int, *, keep: bool | None, name: str | None, lock_seconds: int | None) -> PointInfo:
         if cycle not in self._kept.points:
             raise PointMissing(cycle)

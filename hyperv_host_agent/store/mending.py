@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 
 from hyperv_host_agent.replication.cycle import Wanted
 from hyperv_host_agent.store import files, repair
@@ -50,11 +51,14 @@ class Mender:
     def note(self, disk: str, ref: LayerRef, place: Run, damaged: Sequence[tuple[Entry, str]], side: SideFile) -> None:
         """The clusters of `place` were looked at, and this is damaged in them. Under the lock."""
         ground, name = self._ground, f"{disk}/{ref.file}"
+        known = [one for one in ground.record.damages if one.tried and ground.is_in(one, disk, ref)] if damaged else []
+        tried = {(one.cluster, one.cycle) for one in known}
         found = [
             Damage(
                 *(disk, name, problem, entry.cluster, entry.cycle),
                 until=_next_version([side], entry) or self._next_above(disk, ref, entry),
                 fingerprint=entry.fingerprint,
+                tried=(entry.cluster, entry.cycle) in tried,
             )
             for entry, problem in damaged
         ]
@@ -78,6 +82,7 @@ class Mender:
                 return []
             damages = [one for one in ground.record.damages if ground.is_in(one, disk, ref)]
         mended: set[tuple[int | None, int]] = set()
+        found: set[tuple[int | None, int]] = set()  # elsewhere; without room it is not put in place all the same
         rewritten = False
         if self._repair and (damages or tables):
             with ground.lock:
@@ -88,6 +93,7 @@ class Mender:
                 for one in damages
                 if one.cluster is not None and one.fingerprint in equals
             }
+            found = {*frames}
             if frames or tables:
                 rewritten = ground.rewrite(disk, ref, frames)
                 mended = {*frames} if rewritten else set()
@@ -98,6 +104,7 @@ class Mender:
             whole = Damage(disk, f"{disk}/{ref.file}", tables or "")
             if tables:
                 findings.append(self._of_file(disk, ref, ref.file, tables, repaired=rewritten))
+            tried = {one: one.tried or (self._repair and (one.cluster, one.cycle) not in found) for one in damages}
             lost = [one for one in damages if (one.cluster, one.cycle) not in mended]
             wanted = self._want(lost)
             findings += [
@@ -105,12 +112,14 @@ class Mender:
                     *(one.disk, one.file, one.cluster, one.problem, ground.points(one)),
                     repaired=(one.cluster, one.cycle) in mended,
                     wanted=one in wanted,
+                    tried=tried[one] and one in lost,
                 )
                 for one in damages
             ]
+            still = [replace(one, tried=tried[one]) for one in lost]
             ground.record.replace(
-                [whole] if tables and not rewritten else [],
-                of=lambda one: (one.file == whole.file and one.cluster is None) or (one in damages and one not in lost),
+                [whole, *still] if tables and not rewritten else still,
+                of=lambda one: (one.file == whole.file and one.cluster is None) or one in damages,
             )
             self._count(findings)
         return findings
@@ -133,7 +142,8 @@ class Mender:
     def _lose(self, disk: str, ref: LayerRef, problem: str) -> None:
         """Nobody knows what is in the layer: all that the newest point may show of it is wanted. Under the lock."""
         name = f"{disk}/{ref.file}"
-        self._ground.record.replace([Damage(disk, name, problem)], of=lambda one: one.file == name)
+        tried = self._repair or self._ground.record.was_tried(name)
+        self._ground.record.replace([Damage(disk, name, problem, tried=tried)], of=lambda one: one.file == name)
         if not self._repair or self._in_newest(disk) is None:
             return
         shown = [Run(0, clusters(ref.size))]
@@ -168,7 +178,8 @@ class Mender:
 
     def _of_file(self, disk: str, ref: LayerRef, file: str, problem: str, *, repaired: bool) -> Finding:
         points = self._ground.points(Damage(disk, f"{disk}/{ref.file}", problem))
-        return Finding(disk, f"{disk}/{file}", None, problem, points, repaired=repaired)
+        tried = not repaired and self._ground.record.was_tried(f"{disk}/{ref.file}")
+        return Finding(disk, f"{disk}/{file}", None, problem, points, repaired=repaired, tried=tried)
 
 
 def _next_version(sides: list[SideFile], entry: Entry) -> int:

@@ -162,6 +162,10 @@ class ChainReplica:
         with self._lock:
             return [self._info(manifest) for manifest in self._catalog.manifests.values()]
 
+    def lost(self) -> list[PointInfo]:
+        with self._lock:
+            return self._catalog.lost_points()
+
     def mark(self, cycle: int, *, keep: bool | None, name: str | None, lock_seconds: int | None) -> PointInfo:
         with self._lock, files.writing(self._vm_id, self._directory, self._space):
             manifest = self._catalog.point(cycle)
@@ -199,7 +203,8 @@ class ChainReplica:
                 self._catalog.settle()
                 self._catalog.publish()
                 stays = [x.cycle for x in self._catalog.manifests.values() if self._keeps.stays(x.info(()))]
-                newer = [cycle for cycle in self._catalog.manifests if up_to is not None and cycle > up_to]
+                known = [*self._catalog.manifests, *(point.cycle for point in self._catalog.lost_points())]
+                newer = [cycle for cycle in known if up_to is not None and cycle > up_to]
                 report.removed = self._catalog.retire([*keep, *stays, *newer])
                 self._keeps.forget(report.removed)
                 self._collect()

@@ -10,7 +10,7 @@ from hyperv_host_agent.store.damage import Damage, Position
 from hyperv_host_agent.store.formats.side_file import side_path
 from hyperv_host_agent.store.ground import Ground
 from hyperv_host_agent.store.layer_check import LayerCheck
-from hyperv_host_agent.store.manifests import ASIDE, LayerRef, Manifest
+from hyperv_host_agent.store.manifests import LayerRef, Manifest
 from hyperv_host_agent.store.mending import Mender
 from hyperv_host_agent.store.receiving import JOURNAL
 from twinsite.extents import Run
@@ -69,17 +69,16 @@ class Check:
             for document in ground.documents():
                 problem = document.problem()
                 mended = self._repair and document.restore()
-                if self._repair and document.path.name.endswith(ASIDE):
-                    document.path.unlink(missing_ok=True)  # told of here, and remembered until the next round
                 if problem:
                     name = os.path.relpath(document.path, ground.directory)
-                    found.append(Finding("", name, None, problem, document.points, repaired=mended))
+                    tried = not mended and (self._repair or ground.record.was_tried(name))
+                    found.append(Finding("", name, None, problem, document.points, repaired=mended, tried=tried))
             problem = ground.journal_problem()
             if problem:
                 if self._repair:
                     ground.drop_unfinished()
                 found.append(Finding("", JOURNAL, None, problem, repaired=self._repair))
-            lost = [Damage("", one.file, one.problem) for one in found if not one.repaired]
+            lost = [Damage("", one.file, one.problem, tried=one.tried) for one in found if not one.repaired]
             ground.record.replace(lost, of=lambda one: not one.disk)
             ground.record.repaired += len(found) - len(lost)
         return found

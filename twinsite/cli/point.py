@@ -49,7 +49,9 @@ async def list_(context: Context, vm: str) -> None:
 def _marks(p: types_pb2.Point, now: float) -> list[str]:
     """Worst first."""
     marks = []
-    if p.damaged_clusters:
+    if p.lost:
+        marks.append("LOST (its description is damaged)")
+    elif p.damaged_clusters:
         marks.append(f"DAMAGED ({units.count(p.damaged_clusters, 'cluster')})")
     if p.pinned_by:
         marks.append(f"in use by {p.pinned_by}")

@@ -129,6 +129,11 @@ async def test_damage_that_remains_is_named_and_the_job_completes_with_errors(si
     job = await sites.ended(await sites.admin.machines.Verify(verify(repair=True)))
     assert job.error is not None
     assert "next cycles" in job.error.next_step
+    sites.target.verified.wanted_clusters, sites.target.verified.tried_clusters = 0, 1
+    job = await sites.ended(await sites.admin.machines.Verify(verify()))
+    assert job.error is not None
+    assert "repair was tried" in job.error.next_step
+    assert "--repair" not in job.error.next_step
     sites.target.verified.repaired_clusters, sites.target.verified.damaged_clusters = 1, 0
     job = await sites.ended(await sites.admin.machines.Verify(verify(repair=True)))
     assert job.state == "succeeded"

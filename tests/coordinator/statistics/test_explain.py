@@ -248,6 +248,11 @@ def test_a_vm_that_does_well_gets_a_calm_verdict() -> None:
         ({"source": Side(host="a1", connected=False, heard=NOW - 900, status=status("SOURCE"))}, "a1", "host list"),
         ({"newest_instant": NOW + 600}, "dated 10m00s in the future", "set the clock of a1"),
         ({"target": target(scrub=types_pb2.Scrub(damaged_clusters=3))}, "3 damaged clusters", "--repair"),
+        (
+            {"target": target(scrub=types_pb2.Scrub(damaged_clusters=3, tried_clusters=3))},
+            "3 damaged clusters",
+            "a repair was tried; twinsite point list web01",
+        ),
         ({"source": source("RESYNCHRONIZING")}, "is being compared with its replica", ""),
         ({"source": source(note="the disk is compared")}, "in time; a cycle is slower than usual: the disk", ""),
         ({"phase": Phase.INITIAL, "initial_start": NOW + 7200}, "begins in 2h00m", "vm start-initial web01"),

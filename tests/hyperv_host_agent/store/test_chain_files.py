@@ -140,8 +140,20 @@ def test_a_lost_manifest_stops_no_other_point(rig: ChainRig):
     assert path.with_name("000002.json.damaged").exists()
     for number in (1, 3, 4):
         assert rig.content(replica, number, "disk-a") == cycles[number - 1].content["disk-a"]
-    assert "points/000002.json" in [finding.file.removesuffix(".damaged") for finding in replica.verify()]
+    for repair in (False, True, False, True):
+        findings = [finding for step in replica.check(repair=repair) for finding in step.findings]
+        assert [(finding.file, finding.points) for finding in findings] == [("points/000002.json.damaged", (2,))]
+    assert list(replica.maintain(keep=[1, 3], up_to=1).removed) == []
+    replica.close()
+    replica = rig.store.open(VM)
+    (lost,) = replica.lost()
+    assert (lost.cycle, lost.lost, lost.recoverable, lost.damaged) == (2, True, False, 1)
+    assert cycles[0].header.instant < lost.instant < cycles[2].header.instant
+    assert list(replica.maintain(keep=[1, 2, 3]).removed) == []
+    assert [point.cycle for point in replica.lost()] == [2]
     assert list(replica.maintain(keep=[1, 3]).removed) == []
+    assert replica.lost() == []
+    assert list(replica.verify()) == []
     for number in (1, 3, 4):
         assert rig.content(replica, number, "disk-a") == cycles[number - 1].content["disk-a"]
 

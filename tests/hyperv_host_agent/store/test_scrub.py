@@ -262,6 +262,19 @@ def test_what_came_back_mends_the_points_before_it_without_waiting_for_another_r
         assert rig.content(replica, number, "disk-a") == cycles[number - 1].content["disk-a"]
 
 
+def test_what_a_repair_found_nothing_for_says_so_ever_after(rig: ChainRig):
+    _, replica, _ = written(rig, 3)
+    damaged(rig, replica, 1, 1)
+    assert [(finding.repaired, finding.tried) for finding in replica.verify()] == [(False, False)]
+    assert (replica.scrubbed().damaged, replica.scrubbed().tried) == (1, 0)
+    (found,) = (finding for step in replica.check(repair=True) for finding in step.findings)
+    assert found.tried
+    replica.close()
+    replica = rig.store.open(VM)
+    assert [(finding.repaired, finding.tried) for finding in replica.verify()] == [(False, True)]
+    assert (replica.scrubbed().damaged, replica.scrubbed().tried) == (1, 1)
+
+
 def test_a_round_goes_on_where_a_restart_ended_it(rig: ChainRig):
     _, replica, _ = written(rig, 40)
     damaged(rig, replica, 41, 40)
