@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests wait for disks and starting programs more than for processors: three at a time keep two of them busy.
 WORKERS ?= 3
 
-.PHONY: demo test lint types arrows check bench soak proto system-packages libvirt-python clean
+.PHONY: demo test lint types arrows check bench soak proto system-packages libvirt-python lab lab-down clean
 
 demo: $(STAMP) $(if $(IMAGE),system-packages)  ## From nothing to a failed-over VM; IMAGE=path uses your disk, KEEP=1 leaves it running
 	@$(PYTHON) -m demo $(if $(IMAGE),--image "$(IMAGE)") $(if $(KEEP),--keep)
@@ -35,6 +35,12 @@ bench: $(STAMP)  ## Every figure against its peer and the limit, one line each
 	@deploy/system-packages bench
 	@deploy/libvirt-python $(VENV)
 	$(PYTHON) -m bench.run
+
+lab: libvirt-python  ## Two libvirt hosts on this machine with a real guest, until `make lab-down`; needs root
+	@$(PYTHON) -m deploy.lab up
+
+lab-down: $(STAMP)  ## Every trace of `make lab` away
+	@$(PYTHON) -m deploy.lab down
 
 proto: $(STAMP)  ## After a change below proto/
 	$(PYTHON) hatch_build.py

@@ -55,7 +55,7 @@ class Guest:
         load: int = 0,
         accelerator: str = "qemu",
     ) -> "Guest":
-        """With a new ext4 disk of so many bytes for vda, for vdb; a record every `interval` seconds, `load` bytes with it."""
+        """With new ext4 disks of so many bytes (vda, vdb); a record every `interval` seconds, `load` bytes with it."""
         paths = {target: host.images / f"{name}-{target}.qcow2" for target in sizes}
         for target, size in sizes.items():
             ext4_disk(paths[target], size)

@@ -15,7 +15,7 @@ from deploy.lab import debian_packages, initramfs
 from deploy.lab.machine import LabFailed, run
 
 _HERE: Final = Path(__file__).parent
-_CACHE: Final = _HERE.parents[1] / "build" / "lab"
+CACHE: Final = _HERE.parents[1] / "build" / "lab"
 _PACKAGES: Final = (
     "busybox-static",
     "qemu-guest-agent",
@@ -38,7 +38,7 @@ _MODULES: Final = (
     "evdev",
 )
 _OPTIONAL_MODULES: Final = ("af_packet",)  # DHCP; built in where it is not a module
-_PLACES: Final = {  # files of guest/ inside the initramfs
+_PLACES: Final = {  # files of guest_files/ inside the initramfs
     "init": "init",
     "state": "guest/state",
     "dhcp": "guest/dhcp",
@@ -56,12 +56,12 @@ class GuestImage:
 def build() -> GuestImage:
     """From the cache when nothing of the recipe changed. Raises LabFailed."""
     recipe = hashlib.sha256()
-    for file in (Path(__file__), Path(initramfs.__file__), *sorted((_HERE / "guest").iterdir())):
+    for file in (Path(__file__), Path(initramfs.__file__), *sorted((_HERE / "guest_files").iterdir())):
         recipe.update(file.name.encode() + b"\0" + file.read_bytes())
-    folder = _CACHE / f"guest-{recipe.hexdigest()[:16]}"
+    folder = CACHE / f"guest-{recipe.hexdigest()[:16]}"
     image = GuestImage(folder / "vmlinuz", folder / "initrd.gz")
-    _CACHE.mkdir(parents=True, exist_ok=True)
-    with (_CACHE / "lock").open("w") as lock:  # tests of several processes want it at one time
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:  # tests of several processes want it at one time
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
             _build(folder)
@@ -69,13 +69,13 @@ def build() -> GuestImage:
 
 
 def _build(folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=_CACHE, prefix=".making-") as making:
+    with tempfile.TemporaryDirectory(dir=CACHE, prefix=".making-") as making:
         root, result = Path(making, "root"), Path(making, "result")
         root.mkdir()
         result.mkdir()
         debian_packages.unpack((*_PACKAGES, debian_packages.kernel_package()), root, Path(making, "downloads"))
         shutil.copyfile(next((root / "boot").glob("vmlinuz-*")), result / "vmlinuz")
-        files = {place: (_HERE / "guest" / name).read_bytes() for name, place in _PLACES.items()}
+        files = {place: (_HERE / "guest_files" / name).read_bytes() for name, place in _PLACES.items()}
         files["bin/busybox"] = (root / "bin" / "busybox").read_bytes()
         files["etc/acpi/PWRF/00000080"] = b"#!/bin/sh\nexec /sbin/shutdown -h\n"
         files |= _agent(root) | _modules(root)

@@ -16,11 +16,16 @@ class LabNetwork:
     bridge: str
 
     @classmethod
+    def of(cls, host: LibvirtHost, name: str) -> "LabNetwork":
+        """One that was created before."""
+        return cls(host, name, f"br-{name}"[:15])
+
+    @classmethod
     def create(cls, host: LibvirtHost, name: str, subnet: str) -> "LabNetwork":
         """On a running host; guests get addresses of the subnet, its first is the bridge's own. Raises LabFailed."""
         network = ipaddress.ip_network(subnet)
         addresses = list(network.hosts())
-        made = cls(host, name, f"br-{name}"[:15])
+        made = cls.of(host, name)
         inside = host.machine.run
         inside("ip", "link", "add", made.bridge, "type", "bridge")
         inside("ip", "addr", "add", f"{addresses[0]}/{network.prefixlen}", "dev", made.bridge)
