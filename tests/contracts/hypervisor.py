@@ -33,6 +33,7 @@ def new_spec(name: str = "web01") -> MachineSpec:
 
 class Rig(ABC):
     hypervisor: Hypervisor
+    stop_seconds = 10.0  # that a guest has to shut down in
 
     @abstractmethod
     def add_ordinary(self, name: str) -> str:
@@ -108,15 +109,15 @@ class HypervisorContract:
             rig.hypervisor.start(spec.id)
             rig.hypervisor.start(spec.id)
             assert rig.hypervisor.machine(spec.id).power is Power.RUNNING
-            rig.hypervisor.stop(spec.id, timeout=10)
-            rig.hypervisor.stop(spec.id, timeout=10)
+            rig.hypervisor.stop(spec.id, timeout=rig.stop_seconds)
+            rig.hypervisor.stop(spec.id, timeout=rig.stop_seconds)
             assert rig.hypervisor.machine(spec.id).power is Power.STOPPED
 
     def test_a_vm_of_the_host_starts_with_it_unless_it_was_stopped_or_fenced(self, rig: Rig):
         vm_id = rig.add_ordinary("web01")
         rig.hypervisor.start(vm_id)
         assert rig.hypervisor.machine(vm_id).autostart
-        rig.hypervisor.stop(vm_id, timeout=10)
+        rig.hypervisor.stop(vm_id, timeout=rig.stop_seconds)
         assert not rig.hypervisor.machine(vm_id).autostart
         rig.hypervisor.start(vm_id)
         assert rig.hypervisor.machine(vm_id).autostart
@@ -134,7 +135,7 @@ class HypervisorContract:
         rig.hypervisor.unfence(vm_id)
         rig.hypervisor.unfence(vm_id)
         rig.hypervisor.start(vm_id)
-        rig.hypervisor.stop(vm_id, timeout=10)
+        rig.hypervisor.stop(vm_id, timeout=rig.stop_seconds)
 
     def test_only_what_was_defined_here_and_does_not_run_is_removed(self, rig: Rig):
         spec, mine = new_spec("replica"), rig.add_ordinary("web01")
@@ -144,7 +145,7 @@ class HypervisorContract:
             rig.hypervisor.undefine(spec.id)
         with pytest.raises(MachineFailed, match="not defined by Twinsite"):
             rig.hypervisor.undefine(mine)
-        rig.hypervisor.stop(spec.id, timeout=10)
+        rig.hypervisor.stop(spec.id, timeout=rig.stop_seconds)
         rig.hypervisor.undefine(spec.id)
         rig.hypervisor.undefine(spec.id)
         assert [state.spec.id for state in rig.hypervisor.machines()] == [mine]

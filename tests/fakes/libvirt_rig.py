@@ -1,0 +1,41 @@
+"""The libvirt backend on a libvirt host of the test; change sources are in memory, for what has nothing to track."""
+
+import tempfile
+from pathlib import Path
+
+from deploy.lab.libvirt_host import LibvirtHost
+from hyperv_host_agent.changes.base import ChangeSource
+from hyperv_host_agent.changes.memory import MemoryChangeSource
+from hyperv_host_agent.hypervisors.libvirt.binding import Connection
+from hyperv_host_agent.hypervisors.libvirt.hypervisor import LibvirtHypervisor
+from tests.contracts.hypervisor import Rig
+from tests.fakes.layers import chain
+from tests.fakes.libvirt_host import IdleGuest
+
+
+def memory_source(hypervisor: LibvirtHypervisor, vm_id: str) -> ChangeSource:
+    spec = hypervisor.machine(vm_id).spec
+    return MemoryChangeSource(vm_id, spec.disks, machine=hypervisor.travelling(vm_id))
+
+
+class LibvirtRig(Rig):
+    stop_seconds = 1.0  # a guest without a system never answers
+
+    def __init__(self, host: LibvirtHost, connection: Connection, folder: Path) -> None:
+        self.host, self.folder = host, folder
+        self.connection = connection
+        self.hypervisor = self.libvirt = LibvirtHypervisor(
+            connection, folder / "vms", folder / "state", source=memory_source
+        )
+
+    def add_ordinary(self, name: str) -> str:
+        guest = IdleGuest.define(self.host, name)
+        self.host.virsh("autostart", name)
+        return guest.uuid
+
+    def layers(self, size: int) -> tuple[Path, ...]:
+        return chain(Path(tempfile.mkdtemp(dir=self.folder)), [bytes(size)])
+
+    def close(self) -> None:
+        for state in self.hypervisor.machines():
+            self.hypervisor.stop(state.spec.id, timeout=0)
