@@ -30,9 +30,9 @@ from twinsite.extents import CLUSTER, Run, clusters
 from twinsite.units import MiB
 
 UNIT_CLUSTERS: Final = 32  # read at once: 2 MiB
-BATCH_BYTES: Final = 1 * MiB  # of content in a batch; gRPC is at its best with messages of about that size
+BATCH_BYTES: Final = 2 * MiB  # of content in a batch; a message costs both agents the same Python whatever its size
 BATCH_CLUSTERS: Final = 512  # looked at before the sender is told how far it is
-AHEAD: Final = 6  # units on their way at one time
+AHEAD: Final = 4  # units on their way at one time
 PLANNED: Final = 1024  # units known ahead of being read
 COPY_PLANNED: Final = 64  # of a copy, whose units may get smaller while it runs
 ZERO_RUNS: Final = 2048  # gathered in one batch; with those of one more unit it is still one that is taken

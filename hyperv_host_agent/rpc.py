@@ -43,7 +43,7 @@ FingerprintsContext = grpc.aio.ServicerContext[pb.FingerprintsRequest, pb.Finger
 Context = grpc.aio.ServicerContext[Any, pb.Ack]  # what is read is bytes, or EOF
 IDLE_SECONDS: Final = 1800.0  # the least rate cap lets a message through in a tenth of it
 _WANTED: Final = 4096  # runs told in one answer; the next cycle's answer has the others
-_AHEAD: Final = 4  # messages read and not yet stored: they come in while the disk is synced
+_AHEAD: Final = 2  # messages read and not yet stored: they come in while the disk is synced
 
 
 class OtherProtocol(InvalidInput):
