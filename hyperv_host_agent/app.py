@@ -14,6 +14,7 @@ from hyperv_host_agent.assignments import Assignments, ByVm
 from hyperv_host_agent.commands import Commands, Handler
 from hyperv_host_agent.hypervisors.base import Hypervisor
 from hyperv_host_agent.hypervisors.embedded import EmbeddedHypervisor
+from hyperv_host_agent.hypervisors.libvirt.opening import open_libvirt
 from hyperv_host_agent.inventory import Inventory
 from hyperv_host_agent.link import Link
 from hyperv_host_agent.membership import Membership, join
@@ -62,7 +63,15 @@ class Agent:
 
 
 def hypervisor_of(settings: Settings) -> Hypervisor:
-    """The backend the settings name."""
+    """The backend the settings name; to be closed. Raises LibvirtMissing."""
+    if settings.hypervisor.kind == "libvirt":
+        return open_libvirt(
+            settings.hypervisor.uri,
+            settings.vms,
+            settings.state / "hypervisor",
+            networks={network.from_: network.to for network in settings.hypervisor.networks},
+            test_network=settings.hypervisor.test_network,
+        )
     return EmbeddedHypervisor(settings.vms, settings.state / "run" / "guests")
 
 
@@ -77,7 +86,9 @@ async def agent(
 ) -> AsyncIterator[Agent]:
     """The host agent serves while the block runs; on the first start it joins before that.
 
-    Raises BadJoinFile, PortInUse, JournalInUse, JournalDamaged, CredentialsDamaged.
+    The hypervisor is closed with it.
+
+    Raises BadJoinFile, LibvirtMissing, PortInUse, JournalInUse, JournalDamaged, CredentialsDamaged.
     """
     state = files.private_directory(settings.state)
     journal = Journal.open(state / "commands.journal", clock)
@@ -87,16 +98,17 @@ async def agent(
         except NoCredentials:
             credentials = await join(runfile.identity_folder(state), settings.join_file, clock)
         membership = Membership(runfile.identity_folder(state), credentials, clock)
-        async with _serving(
-            settings,
-            clock,
-            membership,
-            journal,
-            hypervisor or hypervisor_of(settings),
-            store or ChainStore(settings.store, reserve=settings.store_reserve_bytes),
-            media or Media(),
-        ) as serving:
-            yield serving
+        with contextlib.closing(hypervisor or hypervisor_of(settings)) as opened:
+            async with _serving(
+                settings,
+                clock,
+                membership,
+                journal,
+                opened,
+                store or ChainStore(settings.store, reserve=settings.store_reserve_bytes),
+                media or Media(),
+            ) as serving:
+                yield serving
     finally:
         journal.close()
 
@@ -240,6 +252,7 @@ def _handlers(
 ) -> dict[str, Handler]:
     return {
         "check_source": preparation.check_source,
+        "check_target": preparation.check_target,
         "prepare_replica": preparation.prepare_replica,
         "remove_replica": preparation.remove_replica,
         "forget_source": preparation.forget_source,

@@ -141,7 +141,7 @@ class Commands:
         if action is None or action not in self._handlers:
             raise UnknownAction
         order = getattr(call.command, action)
-        turn = order.machine.id if action == "prepare_replica" else order.vm_id
+        turn = order.machine.id if action in {"prepare_replica", "check_target"} else order.vm_id
         if action in _BESIDE:
             turn = f"{turn} {action}"
         async with self._turns.setdefault(turn, asyncio.Lock()):

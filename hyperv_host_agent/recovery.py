@@ -2,14 +2,24 @@
 
 import asyncio
 import dataclasses
+import hashlib
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from hyperv_host_agent import blocking, wire
 from hyperv_host_agent.commands import Call
-from hyperv_host_agent.hypervisors.base import Hypervisor, MachineExists, MachineMissing, Power, Purpose
-from hyperv_host_agent.hypervisors.description import from_proto, to_proto
+from hyperv_host_agent.hypervisors.base import (
+    Finding,
+    Hypervisor,
+    MachineExists,
+    MachineMissing,
+    Obstacles,
+    Power,
+    Purpose,
+    Severity,
+)
+from hyperv_host_agent.hypervisors.description import from_proto, native_of, to_proto
 from hyperv_host_agent.promotions import Promotion, Promotions
 from hyperv_host_agent.reception import Receptions
 from hyperv_host_agent.replicas import Held, Replicas
@@ -70,13 +80,16 @@ class Recovery:
         held = await self._replicas.get(order.vm_id)
         points = await held.run(held.replica.points)
         point = _choose(points, order.cycle, owner)
-        spec = from_proto(Machine.FromString(point.machine))
-        alone = dataclasses.replace(spec, id=test_vm, nics=tuple((mac, "") for mac, _ in spec.nics))
+        machine = Machine.FromString(point.machine)
+        spec, native = from_proto(machine), native_of(machine)
+        nics = tuple((_test_mac(test_vm, mac), "") for mac, _ in spec.nics)
+        alone = dataclasses.replace(spec, id=test_vm, nics=nics)
+        findings = await blocking.finish(self._hypervisor.preflight, alone, native)
         try:
             call.progress(10, "attach the recovery point")
             disks = await held.run(held.replica.attach, point.cycle, owner)
             call.progress(40, "define the test VM")
-            await blocking.finish(self._hypervisor.define, alone, disks, purpose=Purpose.TEST)
+            await blocking.finish(self._hypervisor.define, alone, disks, purpose=Purpose.TEST, native=native)
             call.progress(70, "start the test VM")
             await blocking.finish(self._hypervisor.start, test_vm)
         except asyncio.CancelledError:
@@ -87,7 +100,7 @@ class Recovery:
             # A test that could not start leaves nothing behind that would keep the point.
             await self._remove_test(order.vm_id, order.test_id)
             raise
-        await self._answer(call, test_vm, point, _warnings(points, point, order.cycle))
+        await self._answer(call, test_vm, point, [*_warnings(points, point, order.cycle), *_shown(findings)])
         await self._targets.refresh(order.vm_id)
 
     async def test_cleanup(self, call: Call) -> None:
@@ -103,7 +116,8 @@ class Recovery:
         held = await self._replicas.get(order.vm_id)
         done = await blocking.finish(self._promotions.get, order.vm_id)
         point, warnings = await self._prepare(held, order.cycle, grant, done)
-        spec = from_proto(Machine.FromString(point.machine))
+        machine = Machine.FromString(point.machine)
+        spec, native = from_proto(machine), native_of(machine)
         call.settled = True
         call.progress(10, f"this host owns the VM in term {grant.term}")
         await (await self._receptions.get(order.vm_id)).raise_term(grant.term)
@@ -111,7 +125,7 @@ class Recovery:
         call.progress(30, "attach the recovery point")
         disks = await held.run(held.replica.attach, point.cycle, FAILOVER)
         call.progress(50, "define the VM")
-        await blocking.finish(self._hypervisor.define, spec, disks, purpose=Purpose.REPLICA)
+        await blocking.finish(self._hypervisor.define, spec, disks, purpose=Purpose.REPLICA, native=native)
         call.progress(70, "start the VM")
         await blocking.finish(self._hypervisor.start, spec.id)
         await self._answer(call, spec.id, point, warnings)
@@ -146,12 +160,16 @@ class Recovery:
             raise AlreadyFailedOver(done.term)
         points = await held.run(held.replica.points)
         point = _choose(points, done.cycle if done is not None else cycle, FAILOVER)
-        spec = from_proto(Machine.FromString(point.machine))
+        described = Machine.FromString(point.machine)
+        spec = from_proto(described)
         for machine in await blocking.finish(self._hypervisor.machines):
             own = machine.spec.id == spec.id and machine.purpose is Purpose.REPLICA
             if not own and (machine.spec.id == spec.id or machine.spec.name == spec.name):
                 raise MachineExists(machine.spec.name)
-        return point, _warnings(points, point, cycle)
+        findings = await blocking.finish(self._hypervisor.preflight, spec, native_of(described))
+        if any(found.severity is Severity.OBSTACLE for found in findings):
+            raise Obstacles(spec.name, findings)
+        return point, [*_warnings(points, point, cycle), *_shown(findings)]
 
     async def _answer(self, call: Call, vm_id: str, point: PointInfo, warnings: list[str]) -> None:
         state = await blocking.finish(self._hypervisor.machine, vm_id)
@@ -185,6 +203,16 @@ def _owner(test_id: str) -> str:
 def _test_vm(vm_id: str, test_id: str) -> str:
     """The same for every repetition of one test, and never the VM's own."""
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{vm_id}/{test_id}"))
+
+
+def _test_mac(test_vm: str, mac: str) -> str:
+    """Another address than the VM's own, the same for every repetition of one test; a local one, as QEMU's are."""
+    digest = hashlib.blake2b(f"{test_vm}/{mac}".encode(), digest_size=3).digest()
+    return ":".join(f"{byte:02x}" for byte in b"\x52\x54\x00" + digest)
+
+
+def _shown(findings: Iterable[Finding]) -> list[str]:
+    return [str(found) for found in findings if found.severity is not Severity.NOTE]
 
 
 def _choose(points: list[PointInfo], cycle: int, owner: str) -> PointInfo:

@@ -9,7 +9,7 @@ from hyperv_host_agent.replication import rates
 from twinsite.units import GiB, MiB, parse_rate
 
 PROGRAM: Final = "host"
-BACKENDS: Final = ("embedded",)
+BACKENDS: Final = ("embedded", "libvirt")
 
 
 _DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -76,6 +76,27 @@ class TransferSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSettings:
+    """VMs that were on network `from` at their source are plugged into network or bridge `to` here."""
+
+    from_: str
+    to: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HypervisorSettings:
+    kind: str = "embedded"
+    uri: str = "qemu:///system"  # of libvirt, on this host
+    scratch: Path = Path("/var/lib/twinsite/scratch")  # what guests overwrite while a point is read
+    networks: tuple[NetworkSettings, ...] = ()  # a network that is not named keeps its name
+    test_network: str = ""  # for test copies, cut off from all others; empty: they are unplugged
+
+    def __post_init__(self) -> None:
+        if self.kind not in BACKENDS:
+            raise ValueError(f"hypervisor.kind must be one of: {', '.join(BACKENDS)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     state: Path = Path("/var/lib/twinsite/host")  # identity, journal, assignments, spool
     join_file: Path = Path("/etc/twinsite/join.json")  # from `twinsite-provider host-key create`; read on first start
@@ -84,17 +105,15 @@ class Settings:
     maintain_bytes_per_second: int = 200 * 10**6  # what merging of recovery points may write, for all replicas together
     scrub_bytes_per_second: int = 20 * MiB  # at which replicas are read and checked, again and again
     scrub_days: int = 7  # every replica is checked whole in so many days, at a higher rate if need be
-    vms: Path = Path("/var/lib/twinsite/vms")  # of the embedded hypervisor
-    hypervisor: str = "embedded"
+    vms: Path = Path("/var/lib/twinsite/vms")  # VMs of the embedded hypervisor; overlays of replicas that run
     listen: str = "127.0.0.1:8084"  # replication server
     advertise: str = ""  # host:port the peer dials; empty: the listen address
     log_level: str = "info"
     log_json: bool = False
+    hypervisor: HypervisorSettings = field(default_factory=HypervisorSettings)
     transfer: TransferSettings = field(default_factory=TransferSettings)
 
     def __post_init__(self) -> None:
-        if self.hypervisor not in BACKENDS:
-            raise ValueError(f"hypervisor must be one of: {', '.join(BACKENDS)}")
         if self.store_reserve_bytes < 0:
             raise ValueError("store_reserve_bytes must not be negative")
         if self.maintain_bytes_per_second < 10**6:

@@ -253,6 +253,8 @@ class Sources:
 
     def _open(self, assignment: types_pb2.Assignment) -> Reader:
         folder = files.private_directory(self._folder / check_id("VM", assignment.vm_id))
+        # A host that comes back after a disaster may not own the VM any more: it starts only when that is known.
+        self._hypervisor.guard(assignment.vm_id)
         return Reader(
             self._hypervisor.change_source(assignment.vm_id),
             FingerprintIndex(folder / "fingerprints"),
@@ -264,6 +266,7 @@ class Sources:
     def _forget(self, vm_id: str, folder: Path) -> None:
         try:
             self._hypervisor.change_source(vm_id).stop()
+            self._hypervisor.unguard(vm_id)
         except MachineMissing:
             _log.info("forgotten_vm_is_gone", vm_id=vm_id)
         shutil.rmtree(folder, ignore_errors=True)

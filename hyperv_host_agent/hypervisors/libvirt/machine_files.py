@@ -19,7 +19,8 @@ class MachineFiles:
 
     def __init__(self, vms: Path) -> None:
         self._vms = vms
-        vms.mkdir(parents=True, exist_ok=True, mode=_PASSABLE)
+        vms.mkdir(parents=True, exist_ok=True)
+        vms.chmod(_PASSABLE)
 
     def folder(self, uuid: str) -> Path:
         return self._vms / uuid
