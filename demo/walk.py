@@ -223,7 +223,10 @@ class Walk:
             for document in vm.glob(f"{chains.CHAINS}*"):
                 shutil.copy(document, aside)
             points, lost = manifests.load(Path(aside), vm.name)
-            known = chains.load(Path(aside), vm.name, points, lost)
+            held, problem = chains.read(Path(aside))
+            if problem:
+                raise Mismatch(f"the chains of {vm.name}: {problem}")
+            known = chains.load(held or chains.Chains(), Path(aside), vm.name, points, lost)
         disk = next(entry for entry in points[cycle].disks if entry.geometry.name == name)
         stack = known.stack(disk.geometry.id, disk.at)
         size, digest = disk.geometry.size, hashlib.sha256()

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Final
 
 from hyperv_host_agent.replication import rates
+from twinsite.schedules import parse_days
 from twinsite.units import GiB, MiB, parse_rate
 
 PROGRAM: Final = "host"
 BACKENDS: Final = ("embedded", "libvirt")
-
-
-_DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,24 +27,11 @@ class RateSettings:
 
     def rule(self) -> rates.Rule:
         """Raises ValueError."""
-        made = rates.Rule(_days(self.days), _minute("from", self.from_), _minute("to", self.to), parse_rate(self.rate))
+        days = parse_days(self.days.replace(" ", ""))
+        made = rates.Rule(days, _minute("from", self.from_), _minute("to", self.to), parse_rate(self.rate))
         if problem := rates.problem(made):
             raise ValueError(f"a rule of transfer.rates has {problem.removeprefix('a rate ')}: {self.rate}")
         return made
-
-
-def _days(text: str) -> int:
-    days = 0
-    for part in text.lower().replace(" ", "").split(","):
-        first, _, last = part.partition("-")
-        if first not in _DAYS or (last or first) not in _DAYS:
-            raise ValueError(f'days {text!r} are not of the form "mon-fri" or "sat,sun"')
-        at, end = _DAYS.index(first), _DAYS.index(last or first)
-        days |= 1 << at
-        while at != end:
-            at = (at + 1) % len(_DAYS)
-            days |= 1 << at
-    return days
 
 
 def _minute(name: str, text: str) -> int:

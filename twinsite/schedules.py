@@ -84,7 +84,10 @@ def parse_rate(text: str) -> types_pb2.RateRule:
     rule = types_pb2.RateRule(bytes_per_second=min(count, 2**63))
     rest = ((found and found[2]) or "").split()
     if rest and ":" not in rest[0]:
-        rule.days = _days(text, rest.pop(0))
+        try:
+            rule.days = parse_days(rest.pop(0))
+        except ValueError as error:
+            raise NotRate(text, str(error)) from None
     if rest:
         rule.from_minute, rule.to_minute = _hours(text, rest.pop(0))
     if rest:
@@ -106,12 +109,13 @@ def rates_text(rules: Iterable[types_pb2.RateRule]) -> str:
     return "; ".join(map(rate_text, rules)) or "no cap"
 
 
-def _days(text: str, word: str) -> int:
+def parse_days(word: str) -> int:
+    """Bit 0 Monday … bit 6 Sunday of ``mon-fri,sun``. Raises ValueError."""
     days = 0
     for part in word.lower().split(","):
         first, dash, last = part.partition("-")
         if first not in DAYS or (dash and last not in DAYS):
-            raise NotRate(text, f"{part} names no days; days are mon, tue, wed, thu, fri, sat, sun, as in mon-fri,sun")
+            raise ValueError(f"{part} names no days; days are {', '.join(DAYS)}, as in mon-fri,sun")
         at, end = DAYS.index(first), DAYS.index(last if dash else first)
         while True:  # sat-mon goes over the end of the week
             days |= 1 << at

@@ -76,7 +76,10 @@ class Keys(admin_pb2_grpc.KeysServicer):
 
     async def Revoke(self, request: admin_pb2.RevokeKeyRequest, context: Any) -> admin_pb2.Key:
         me = caller()
-        return _to_proto(await self._service.revoke(request.id, actor=f"user/{me.name}", address=me.address))
+        actor = f"user/{me.name}"
+        return _to_proto(
+            await self._service.revoke(request.id, actor=actor, address=me.address, dry_run=request.dry_run)
+        )
 
 
 def _to_proto(view: KeyView) -> admin_pb2.Key:

@@ -121,14 +121,14 @@ class Enrollment:
         async with self._database.read() as connection:
             return [await self._view(connection, key) for key in await store.everyone(connection)]
 
-    async def revoke(self, key_id: str, *, actor: str, address: str = "") -> KeyView:
+    async def revoke(self, key_id: str, *, actor: str, address: str = "", dry_run: bool = False) -> KeyView:
         """It registers nobody from now on. Idempotent. Raises UnknownKey."""
         async with self._database.write() as connection:
             now = await self._forward.keep(connection)  # before the key, as registering does: else they deadlock
             key = await store.get(connection, key_id, for_update=True)
             if key is None:
                 raise UnknownKey(key_id)
-            if not key.revoked:
+            if not key.revoked and not dry_run:
                 await store.change(connection, key_id, revoked=now)
                 await self._audit(connection, "key.revoke", key_id, "ok", actor, address)
             return await self._view(connection, await store.get(connection, key_id) or key)

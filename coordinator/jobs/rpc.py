@@ -79,7 +79,8 @@ class JobsServicer(admin_pb2_grpc.JobsServicer):
     async def Cancel(self, request: admin_pb2.CancelJobRequest, context: Any) -> admin_pb2.Job:
         del context
         who = caller()
-        return job_to_proto(await self._jobs.cancel(request.id, f"user/{who.name}", address=who.address))
+        job = await self._jobs.cancel(request.id, f"user/{who.name}", address=who.address, dry_run=request.dry_run)
+        return job_to_proto(job)
 
 
 def jobs_mount(jobs: Jobs) -> Mount:

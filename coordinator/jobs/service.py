@@ -135,9 +135,13 @@ class Jobs:
                     return
                 await wait(event, _POLL_SECONDS)
 
-    async def cancel(self, job_id: str, by: str, *, address: str = "") -> Job:
+    async def cancel(self, job_id: str, by: str, *, address: str = "", dry_run: bool = False) -> Job:
         """Ask the job to stop at its next safe point; who asked goes into the audit log. Raises JobIsFinal."""
         job = await self.get(job_id)
+        if dry_run:
+            if job.final:
+                raise model.JobIsFinal(job.id, job.state)
+            return job
         async with self._database.write() as connection:
             if not await store.request_cancel(connection, job.id):
                 if job.cancel_requested:

@@ -7,7 +7,7 @@ from typing import Final
 
 from coordinator.inventory.model import DISKS_PER_MACHINE, is_uuid
 from twinsite.api.types.v1 import types_pb2
-from twinsite.errors import InvalidInput
+from twinsite.errors import InvalidInput, NotFound
 
 MINUTE: Final = 60
 DAY: Final = 86400
@@ -34,6 +34,24 @@ class SpanTooLong(InvalidInput):
 
     def __init__(self, seconds: int) -> None:
         self.days = -(-seconds // DAY)
+
+
+class SpanTooShort(InvalidInput):
+    public = "statistics are kept by the minute, {error.seconds} s are less than one"
+    still_works = "nothing was changed"
+    next_step = "ask for more: --since 1m"
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+
+
+class NoVmButPair(NotFound):
+    public = "there is no vm {error.name}, but a pair of that name"
+    still_works = "nothing was changed"
+    next_step = "twinsite vm stats {error.name} --pair"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 class TooManySamples(InvalidInput):
@@ -143,7 +161,12 @@ def _seconds(value: float) -> bool:
 
 
 def resolution_for(span: int, vms: int = 1) -> int:
-    """The finest resolution that is kept for so many seconds and does not make too many rows. Raises SpanTooLong."""
+    """The finest resolution that is kept for so many seconds and does not make too many rows.
+
+    Raises SpanTooShort, SpanTooLong.
+    """
+    if span < MINUTE:
+        raise SpanTooShort(span)
     if span > LONGEST:
         raise SpanTooLong(span)
     fine = [each for each, kept in KEPT.items() if span <= kept and span // each * vms <= _MOST_ROWS]

@@ -1,16 +1,17 @@
 """The statistics part of the service Machines: proto → values → service → proto."""
 
 from coordinator.inventory.model import stamp
-from coordinator.statistics.model import CAUSES, Row
+from coordinator.statistics.model import CAUSES, DEFAULT_SPAN, Row
 from coordinator.statistics.service import Statistics
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.api.types.v1 import types_pb2
 
 
 async def stats(statistics: Statistics, request: admin_pb2.StatsRequest) -> admin_pb2.StatsResponse:
-    """Raises Unknown, Ambiguous, SpanTooLong."""
+    """Raises Unknown, NoVmButPair, Ambiguous, SpanTooShort, SpanTooLong."""
     find = statistics.of_pair if request.pair else statistics.of_vm
-    series = await find(request.name, request.since_seconds)
+    span = request.since_seconds if request.HasField("since_seconds") else DEFAULT_SPAN
+    series = await find(request.name, span)
     return admin_pb2.StatsResponse(
         rows=[_row(row) for row in series.rows], protected_since=stamp(series.protected_since), vms=series.vms
     )

@@ -7,7 +7,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator.inventory import service as inventory
-from coordinator.inventory.model import resolve, shown
+from coordinator.inventory.model import Unknown, resolve, shown
 from coordinator.protection import store as protection
 from coordinator.protection.service import Protections
 from coordinator.protection.views import VmView
@@ -19,6 +19,7 @@ from coordinator.statistics.model import (
     MINUTE,
     SAMPLES,
     Measured,
+    NoVmButPair,
     Row,
     TooManySamples,
     measured,
@@ -78,22 +79,29 @@ class Statistics:
 
     # ---- out ----------------------------------------------------------------------------------------------------
 
-    async def of_vm(self, name: str, span: int = 0) -> Series:
-        """Of the last `span` seconds, a day unless told. Raises Unknown, Ambiguous, SpanTooLong."""
-        resolution = resolution_for(span or DEFAULT_SPAN)
-        vm = await self._protections.one(name)
+    async def of_vm(self, name: str, span: int = DEFAULT_SPAN) -> Series:
+        """Of the last `span` seconds. Raises Unknown, NoVmButPair, Ambiguous, SpanTooShort, SpanTooLong."""
+        resolution = resolution_for(span)
+        try:
+            vm = await self._protections.one(name)
+        except Unknown:
+            async with self._database.read() as connection:
+                pairs = {pair.name for pair in await protection.list_pairs(connection)}
+            if name in pairs:
+                raise NoVmButPair(name) from None
+            raise
         async with self._database.read() as connection:
-            since = self._clock.now() - (span or DEFAULT_SPAN)
+            since = self._clock.now() - span
             rows = await store.rows_of(connection, vm.id, resolution, since)
         return Series(rows, vm.protection.item.created if vm.protection is not None else 0.0, 1)
 
-    async def of_pair(self, name: str, span: int = 0) -> Series:
+    async def of_pair(self, name: str, span: int = DEFAULT_SPAN) -> Series:
         """Of all VMs that are protected through the pair; otherwise as `of_vm`."""
         async with self._database.read() as connection:
             pair = resolve("pair", name, await protection.list_pairs(connection))
             items = await protection.list_protected(connection, pair_id=pair.id)
-            resolution = resolution_for(span or DEFAULT_SPAN, len(items))
-            since = self._clock.now() - (span or DEFAULT_SPAN)
+            resolution = resolution_for(span, len(items))
+            since = self._clock.now() - span
             rows = await store.rows_of_all(connection, [item.vm_id for item in items], resolution, since)
         return Series(rows, min((item.created for item in items), default=0.0), len(items))
 

@@ -3,6 +3,7 @@
 import click
 
 from twinsite.api.coordinator.v1 import admin_pb2
+from twinsite.cli import names
 from twinsite.cli.command import Context, command
 
 
@@ -27,7 +28,7 @@ async def list_(context: Context) -> None:
 
 
 @cloud.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.clouds)
 @command()
 async def show(context: Context, name: str) -> None:
     """One cloud: host groups, networks, storage.

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from twinsite import units
 from twinsite.cli.home import Home
 from twinsite.cli.output import Output
 from twinsite.clock import Clock, SystemClock
+from twinsite.errors import Unreachable
 
 if TYPE_CHECKING:  # grpc takes longer to import than --help may take
     from twinsite.cli.session import Api
@@ -108,6 +110,12 @@ _WAITING = (
 _MUTATION = (click.option("--request-id", help="UUID: a repeat with the same one is answered from the first result."),)
 
 
+_WATCHING = (
+    click.option("-w", "--watch", is_flag=True, help="Again and again until Ctrl-C; on a terminal in place."),
+    click.option("--every", type=DURATION, default=2, help="How often --watch looks; 2s unless told."),
+)
+
+
 def global_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_GLOBAL):
         function = option(function)
@@ -133,9 +141,12 @@ def context_from(flags: dict[str, Any], parent: dict[str, Any]) -> Context:
 
 
 def command(
-    *, mutates: bool = False, waits: bool = False
+    *, mutates: bool = False, waits: bool = False, watches: bool = False
 ) -> Callable[[Callable[Concatenate[Context, P], Awaitable[None]]], Callable[..., None]]:
-    """Make a coroutine `(context, …)` a command with the global flags; `waits` adds --wait, `mutates` --request-id."""
+    """Make a coroutine `(context, …)` a command with the global flags; `waits` adds --wait, `mutates` --request-id.
+
+    `watches` adds --watch: the command is run again and again.
+    """
 
     def decorate(function: Callable[Concatenate[Context, P], Awaitable[None]]) -> Callable[..., None]:
         @click.pass_context
@@ -154,11 +165,32 @@ def command(
             }
             flags = {name: kwargs.pop(name) for name in shared & kwargs.keys()}
             context = context_from(flags, ctx.find_root().params)
-            asyncio.run(function(context, *args, **kwargs))  # type: ignore[arg-type]  # asyncio.run wants the coroutine itself
+            watch, every = kwargs.pop("watch", False), kwargs.pop("every", 0)
+
+            async def once() -> None:
+                await function(context, *args, **kwargs)
+
+            asyncio.run(_again_and_again(context, once, every) if watch else once())
 
         wrapped: Callable[..., None] = global_options(run)
-        for option in (*(_WAITING if waits else ()), *(_MUTATION if mutates else ())):
+        more = (*(_WAITING if waits else ()), *(_MUTATION if mutates else ()), *(_WATCHING if watches else ()))
+        for option in reversed(more):
             wrapped = option(wrapped)
         return wrapped
 
     return decorate
+
+
+async def _again_and_again(context: Context, once: Callable[[], Awaitable[None]], every: int) -> None:
+    """Until Ctrl-C. A coordinator that is away, and exit codes of what was found, end nothing."""
+    while True:
+        if sys.stdout.isatty() and not context.output.json:
+            click.echo("\x1b[H\x1b[2J", nl=False)
+        try:
+            await once()
+        except click.exceptions.Exit:
+            pass
+        except Unreachable as away:
+            context.output.note(str(away))
+        sys.stdout.flush()
+        await context.clock.sleep(max(1, every))

@@ -4,6 +4,7 @@ import click
 
 from twinsite import units
 from twinsite.api.coordinator.v1 import admin_pb2
+from twinsite.cli import names
 from twinsite.cli.command import Context, command
 from twinsite.cli.output import age, local
 
@@ -14,7 +15,7 @@ def host() -> None:
 
 
 @host.command(name="list")
-@command()
+@command(watches=True)
 async def list_(context: Context) -> None:
     """Hosts of all servers.
 
@@ -42,7 +43,7 @@ async def list_(context: Context) -> None:
 
 
 @host.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.hosts)
 @command()
 async def show(context: Context, name: str) -> None:
     """One host.

@@ -6,7 +6,7 @@ import click
 
 from twinsite import units
 from twinsite.api.coordinator.v1 import admin_pb2
-from twinsite.cli import confirm, waiting
+from twinsite.cli import confirm, names, waiting
 from twinsite.cli.command import DURATION, Context, command
 from twinsite.cli.output import age, local
 
@@ -20,7 +20,7 @@ def job() -> None:
 @click.option("--state", default="", help="For example failed or in_progress.")
 @click.option("--target", default="", help="For example vm/web01.")
 @click.option("--limit", type=click.IntRange(1, 10000), default=200, show_default=True)
-@command()
+@command(watches=True)
 async def list_(context: Context, state: str, target: str, limit: int) -> None:
     """Jobs, newest first.
 
@@ -38,8 +38,8 @@ async def list_(context: Context, state: str, target: str, limit: int) -> None:
 
 
 @job.command()
-@click.argument("id_", metavar="JOB")
-@command()
+@click.argument("id_", metavar="JOB", shell_complete=names.jobs)
+@command(watches=True)
 async def show(context: Context, id_: str) -> None:
     """One job with its tasks.
 
@@ -64,7 +64,7 @@ async def show(context: Context, id_: str) -> None:
 
 
 @job.command()
-@click.argument("id_", metavar="JOB")
+@click.argument("id_", metavar="JOB", shell_complete=names.jobs)
 @click.option("--wait-timeout", "seconds", type=DURATION, default=0, help="Exit 8 when it takes longer; 0: never.")
 @command()
 async def watch(context: Context, id_: str, seconds: int) -> None:
@@ -79,7 +79,7 @@ async def watch(context: Context, id_: str, seconds: int) -> None:
 
 
 @job.command()
-@click.argument("ids", metavar="JOB…", nargs=-1, required=True)
+@click.argument("ids", metavar="JOB…", nargs=-1, required=True, shell_complete=names.jobs)
 @click.option("--wait-timeout", "seconds", type=DURATION, default=0, help="Exit 8 when they take longer; 0: never.")
 @command()
 async def wait(context: Context, ids: tuple[str, ...], seconds: int) -> None:
@@ -104,17 +104,22 @@ async def wait(context: Context, ids: tuple[str, ...], seconds: int) -> None:
 
 
 @job.command()
-@click.argument("id_", metavar="JOB")
+@click.argument("id_", metavar="JOB", shell_complete=names.jobs)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
 @command(mutates=True)
-async def cancel(context: Context, id_: str, yes: bool) -> None:
+async def cancel(context: Context, id_: str, yes: bool, dry_run: bool) -> None:
     """Ask a job to stop at its next safe point; what it did is rolled back to there.
 
     \b
     twinsite job cancel j-8f31c2aa -y
     """
-    confirm.yes(f"cancelling job {id_}", given=yes, no_input=context.no_input)
     async with context.connect() as api:
+        j = await api.jobs.Cancel(admin_pb2.CancelJobRequest(id=id_, dry_run=True))
+        confirm.show([f"job {j.id} ({j.kind} of {j.target}, by {j.created_by}) stops at its next safe point"])
+        if dry_run:
+            return
+        confirm.yes(f"cancelling job {id_}", given=yes, no_input=context.no_input)
         j = await api.jobs.Cancel(admin_pb2.CancelJobRequest(id=id_))
     if j.state in waiting.FINAL:
         context.output.done(f"job {j.id} had ended already: {j.state.replace('_', ' ')}")

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from twinsite.api.coordinator.v1 import admin_pb2
-from twinsite.cli import confirm
+from twinsite.cli import confirm, names
 from twinsite.cli.command import DURATION, Context, command
 from twinsite.cli.home import NoFile
 from twinsite.cli.output import age, local
@@ -82,16 +82,23 @@ async def list_(context: Context) -> None:
 
 
 @key.command()
-@click.argument("id_", metavar="KEY")
+@click.argument("id_", metavar="KEY", shell_complete=names.keys)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
 @command(mutates=True)
-async def revoke(context: Context, id_: str, yes: bool) -> None:
+async def revoke(context: Context, id_: str, yes: bool, dry_run: bool) -> None:
     """Make a key worthless; servers it registered stay.
 
     \b
     twinsite key revoke 3f2a91c0d4e5b6a7 -y
     """
-    confirm.yes(f"revoking key {id_}", given=yes, no_input=context.no_input)
     async with context.connect() as api:
+        k = await api.keys.Revoke(admin_pb2.RevokeKeyRequest(id=id_, dry_run=True))
+        left = k.uses - k.used if k.state == "active" else 0
+        stay = f"; {', '.join(k.servers)} {'stays' if len(k.servers) == 1 else 'stay'} registered" if k.servers else ""
+        confirm.show([f"key {k.id} ({k.state.replace('_', ' ')}) registers no server, now {left} more{stay}"])
+        if dry_run:
+            return
+        confirm.yes(f"revoking key {id_}", given=yes, no_input=context.no_input)
         revoked = await api.keys.Revoke(admin_pb2.RevokeKeyRequest(id=id_))
     context.output.one("Key", revoked, [("Key", revoked.id), ("State", revoked.state)])

@@ -15,6 +15,7 @@ from twinsite.errors import Internal, TwinsiteError
 _NOUNS: Final = {
     "audit": "The audit log.",
     "cloud": "Clouds of the registered servers.",
+    "completion": "Completion of commands and names in the shell.",
     "help": "Exit codes, environment, confirmations.",
     "host": "Hypervisor hosts.",
     "job": "What was asked for, and how far it is.",

@@ -5,7 +5,7 @@ import click
 from twinsite import schedules, units
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.api.types.v1 import types_pb2
-from twinsite.cli import confirm
+from twinsite.cli import confirm, names
 from twinsite.cli.command import DURATION, Context, command
 from twinsite.cli.output import age, local
 
@@ -78,7 +78,7 @@ async def create(
 
 
 @pair.command(name="set")
-@click.argument("name")
+@click.argument("name", shell_complete=names.pairs)
 @click.option("--frequency", type=DURATION, help=_FREQUENCY)
 @click.option("--points", type=click.IntRange(0, 24), help=_POINTS)
 @click.option("--keep", help=_KEEP)
@@ -167,7 +167,7 @@ async def list_(context: Context) -> None:
 
 
 @pair.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.pairs)
 @command()
 async def show(context: Context, name: str) -> None:
     """One pair.
@@ -196,7 +196,7 @@ async def show(context: Context, name: str) -> None:
 
 
 @pair.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.pairs)
 @click.option("--confirm", "confirmed", help="The pair's name.")
 @click.option("--reason", default="", help="Goes to the audit log.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")

@@ -5,7 +5,7 @@ import click
 from twinsite import units
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.api.types.v1 import types_pb2
-from twinsite.cli import confirm, verify
+from twinsite.cli import confirm, names, verify
 from twinsite.cli.command import DURATION, Context, command
 from twinsite.cli.moment import MOMENT
 from twinsite.cli.output import age, local
@@ -17,8 +17,8 @@ def point() -> None:
 
 
 @point.command(name="list")
-@click.argument("vm")
-@command()
+@click.argument("vm", shell_complete=names.vms)
+@command(watches=True)
 async def list_(context: Context, vm: str) -> None:
     """Recovery points of a VM, newest first; POINT is what test and failover take with --point.
 
@@ -78,7 +78,7 @@ _DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would happen; 
 
 
 @point.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=names.vms)
 @_POINT
 @click.option("--name", "label", default=None, help="Also give it a name.")
 @_REASON
@@ -95,7 +95,7 @@ async def pin(context: Context, vm: str, number: int, label: str | None, reason:
 
 
 @point.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=names.vms)
 @_POINT
 @_REASON
 @_DRY_RUN
@@ -111,7 +111,7 @@ async def unpin(context: Context, vm: str, number: int, reason: str, dry_run: bo
 
 
 @point.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=names.vms)
 @_POINT
 @click.argument("label", metavar="NAME")
 @_REASON
@@ -128,7 +128,7 @@ async def name(context: Context, vm: str, number: int, label: str, reason: str, 
 
 
 @point.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=names.vms)
 @_POINT
 @click.option("--until", type=MOMENT, help="A time, for example 2027-01-31 or +30d.")
 @click.option("--for", "seconds", type=DURATION, help="So long from now on, for example 30d.")
@@ -170,7 +170,7 @@ async def lock(
 
 
 @point.command(name="verify")
-@click.argument("vm")
+@click.argument("vm", shell_complete=names.vms)
 @_POINT
 @_DRY_RUN
 @command(mutates=True, waits=True)

@@ -3,7 +3,7 @@
 import click
 
 from twinsite.api.coordinator.v1 import admin_pb2
-from twinsite.cli import confirm
+from twinsite.cli import confirm, names
 from twinsite.cli.command import Context, command
 from twinsite.cli.output import local
 
@@ -22,7 +22,7 @@ _DRY_RUN = click.option(
 
 
 @seed.command()
-@click.argument("vm")
+@click.argument("vm", shell_complete=names.vms)
 @click.option("--to", "path", required=True, help="Folder as the source host sees it; not on a hypervisor host.")
 @_REASON
 @_DRY_RUN
@@ -42,7 +42,7 @@ async def export(context: Context, vm: str, path: str, reason: str, dry_run: boo
 
 
 @seed.command(name="import")
-@click.argument("vm")
+@click.argument("vm", shell_complete=names.vms)
 @click.option("--from", "path", required=True, help="Folder as the target host sees it; not on a hypervisor host.")
 @_REASON
 @_DRY_RUN
@@ -61,8 +61,8 @@ async def import_(context: Context, vm: str, path: str, reason: str, dry_run: bo
 
 
 @seed.command()
-@click.argument("vm")
-@command()
+@click.argument("vm", shell_complete=names.vms)
+@command(watches=True)
 async def status(context: Context, vm: str) -> None:
     """Whether the replica of a VM waits for its seed, and what became of exports and imports.
 

@@ -3,7 +3,7 @@
 import click
 
 from twinsite.api.coordinator.v1 import admin_pb2
-from twinsite.cli import confirm
+from twinsite.cli import confirm, names
 from twinsite.cli.command import Context, command
 from twinsite.cli.output import age, local
 
@@ -14,7 +14,7 @@ def server() -> None:
 
 
 @server.command(name="list")
-@command()
+@command(watches=True)
 async def list_(context: Context) -> None:
     """Registered servers.
 
@@ -41,7 +41,7 @@ async def list_(context: Context) -> None:
 
 
 @server.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.servers)
 @command()
 async def show(context: Context, name: str) -> None:
     """One server.
@@ -66,7 +66,7 @@ async def show(context: Context, name: str) -> None:
 
 
 @server.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.servers)
 @click.option("--confirm", "confirmed", help="The server's name.")
 @click.option("--reason", default="", help="Goes to the audit log.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")

@@ -9,6 +9,7 @@ import click
 from twinsite import units
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.api.types.v1 import types_pb2
+from twinsite.cli import names
 from twinsite.cli.command import DURATION, Context, command
 from twinsite.cli.output import emit_csv, for_people, local
 
@@ -29,10 +30,10 @@ _NUMBERS: Final = (
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.vms)
 @click.option("--since", type=DURATION, default="24h", help="So far back, at most 30d; 24h unless told.")
 @click.option("--pair", is_flag=True, help="NAME is a pair: all its VMs together.")
-@command()
+@command(watches=True)
 async def stats(context: Context, name: str, since: int, pair: bool) -> None:
     """What replication did: points in time, changes, bytes sent, and where the time went.
 
@@ -194,8 +195,8 @@ def _ratio(content: int, wire: int) -> str:
 
 
 @click.command()
-@click.argument("name")
-@command()
+@click.argument("name", shell_complete=names.vms)
+@command(watches=True)
 async def explain(context: Context, name: str) -> None:
     """How late a VM's newest point is, why, and what would fix it.
 

@@ -10,7 +10,7 @@ from twinsite.cli.output import local
 
 @click.command()
 @click.option("--exit-code", is_flag=True, help="10 when there are warnings, 11 when something is critical.")
-@command()
+@command(watches=True)
 async def status(context: Context, exit_code: bool) -> None:
     """Sites, VMs, jobs and what is wrong, worst first.
 

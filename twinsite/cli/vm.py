@@ -5,7 +5,7 @@ import click
 from twinsite import units
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.api.types.v1 import types_pb2
-from twinsite.cli import confirm, protection, stats, verify
+from twinsite.cli import confirm, names, protection, stats, verify
 from twinsite.cli.command import Context, command
 from twinsite.cli.moment import MOMENT
 from twinsite.cli.output import age
@@ -23,7 +23,7 @@ vm.add_command(stats.explain)
 
 @vm.command(name="list")
 @click.option("--unprotected", is_flag=True, help="Only VMs that are not protected.")
-@command()
+@command(watches=True)
 async def list_(context: Context, unprotected: bool) -> None:
     """VMs of all hosts and how their replication does.
 
@@ -57,8 +57,8 @@ def _row(context: Context, m: admin_pb2.MachineView) -> tuple[str, ...]:
 
 
 @vm.command()
-@click.argument("name")
-@command()
+@click.argument("name", shell_complete=names.vms)
+@command(watches=True)
 async def show(context: Context, name: str) -> None:
     """One VM: disks, replication, points.
 
@@ -82,9 +82,14 @@ async def show(context: Context, name: str) -> None:
 
 
 @vm.command()
-@click.argument("name")
-@click.option("--pair", required=True, help="SOURCE:TARGET clouds.")
-@click.option("--target-host", default="", help="The host in the target cloud with the most room unless told.")
+@click.argument("name", shell_complete=names.vms)
+@click.option("--pair", required=True, shell_complete=names.pairs, help="SOURCE:TARGET clouds.")
+@click.option(
+    "--target-host",
+    default="",
+    shell_complete=names.hosts,
+    help="The host in the target cloud with the most room unless told.",
+)
 @click.option("--at", "start", type=MOMENT, help="Begin then: +2h, 02:00, 2026-11-23T02:00; at most 7 days ahead.")
 @click.option("--offline", is_flag=True, help="The initial copy comes on media: twinsite seed export, seed import.")
 @click.option(
@@ -144,7 +149,7 @@ def _images(words: tuple[str, ...]) -> dict[str, str]:
 
 
 @vm.command(name="start-initial")
-@click.argument("name")
+@click.argument("name", shell_complete=names.vms)
 @click.option("--reason", default="", help="Goes to the audit log.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
 @command(mutates=True)
@@ -163,7 +168,7 @@ async def start_initial(context: Context, name: str, reason: str, dry_run: bool)
 
 
 @vm.command(name="verify")
-@click.argument("name")
+@click.argument("name", shell_complete=names.vms)
 @click.option("--repair", is_flag=True, help="Mend what is damaged: from other layers, or from the source.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
 @command(mutates=True, waits=True)
@@ -178,7 +183,7 @@ async def verify_(context: Context, name: str, repair: bool, dry_run: bool) -> N
 
 
 @vm.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.vms)
 @click.option("--keep-replica/--delete-replica", "keep", default=None, help="The policy of the pair unless told.")
 @click.option("--confirm", "confirmed", help="The VM's name.")
 @click.option("--reason", help="Goes to the audit log; --delete-replica needs one.")
@@ -212,7 +217,7 @@ async def unprotect(
 
 
 @vm.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.vms)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--reason", default="", help="Goes to the audit log.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
@@ -237,7 +242,7 @@ async def pause(context: Context, name: str, yes: bool, reason: str, dry_run: bo
 
 
 @vm.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.vms)
 @click.option("--reason", default="", help="Goes to the audit log.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
 @command(mutates=True, waits=True)
@@ -258,7 +263,7 @@ async def resume(context: Context, name: str, reason: str, dry_run: bool) -> Non
 
 
 @vm.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.vms)
 @click.option("--point", type=click.IntRange(1), default=None, help="Of `twinsite point list`; the newest unless told.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
 @command(mutates=True, waits=True)
@@ -279,7 +284,7 @@ async def test(context: Context, name: str, point: int | None, dry_run: bool) ->
 
 
 @vm.command(name="test-cleanup")
-@click.argument("name")
+@click.argument("name", shell_complete=names.vms)
 @click.option("--reason", default="", help="Goes to the audit log.")
 @click.option("--dry-run", is_flag=True, help="Say what would happen; change nothing.")
 @command(mutates=True, waits=True)
@@ -301,7 +306,7 @@ async def test_cleanup(context: Context, name: str, reason: str, dry_run: bool) 
 
 
 @vm.command()
-@click.argument("name")
+@click.argument("name", shell_complete=names.vms)
 @click.option("--point", type=click.IntRange(1), default=None, help="Of `twinsite point list`; the newest unless told.")
 @click.option("--shutdown-source/--leave-source", default=False, help="Try to stop the source first; never waits long.")
 @click.option("--confirm", "confirmed", help="The VM's name.")

@@ -23,6 +23,7 @@ async def test_a_key_is_created_listed_and_revoked_over_the_wire(plane: Identity
         await plane.register("site-a", file)
         (listed,) = (await stub.List(admin_pb2.Empty())).keys
         assert (listed.used, list(listed.servers), listed.state) == (1, ["site-a"], "active")
+        assert (await stub.Revoke(admin_pb2.RevokeKeyRequest(id=file.key_id, dry_run=True))).state == "active"
         assert (await stub.Revoke(admin_pb2.RevokeKeyRequest(id=file.key_id))).state == "revoked"
         assert (await stub.Revoke(admin_pb2.RevokeKeyRequest(id=file.key_id))).state == "revoked"
         with pytest.raises(NotFound):

@@ -100,6 +100,10 @@ async def test_the_longer_the_time_the_coarser_the_rows(sites: Scene) -> None:
     with pytest.raises(InvalidInput) as refused:
         await stats(sites, since_seconds=31 * DAY)
     assert refused.value.code == "SPAN_TOO_LONG"
+    for pair, name in ((False, "web01"), (True, "gold-a:gold-b")):
+        with pytest.raises(InvalidInput) as nothing:
+            await stats(sites, name, pair=pair, since_seconds=0)
+        assert nothing.value.code == "SPAN_TOO_SHORT"
 
 
 async def test_a_pair_shows_all_its_vms_together(sites: Scene) -> None:
@@ -110,6 +114,9 @@ async def test_a_pair_shows_all_its_vms_together(sites: Scene) -> None:
     assert (found.vms, found.protected_since.seconds > 0) == (1, True)
     with pytest.raises(NotFound):
         await stats(sites, "gold-b:gold-a", pair=True)
+    with pytest.raises(NotFound) as of_a_vm:
+        await stats(sites, "gold-a:gold-b")
+    assert of_a_vm.value.text("next_step") == "twinsite vm stats gold-a:gold-b --pair"
 
 
 async def test_before_anything_was_measured_it_is_told_since_when_that_could_be(sites: Scene) -> None:

@@ -155,6 +155,7 @@ def test_ctrl_c_while_waiting_detaches_and_never_cancels(twinsite, fake, home):
 def test_without_a_terminal_nothing_is_asked_and_the_missing_flag_is_named(twinsite, fake, command, method, flag):
     fake.answers["Machines.Protect"] = fake.answers["Machines.Unprotect"] = admin_pb2.ActionResponse()
     fake.answers["Machines.Pause"] = admin_pb2.ActionResponse(consequences=["replication of web01 stops"])
+    fake.answers["Jobs.Cancel"], fake.answers["Keys.Revoke"] = admin_pb2.Job(), admin_pb2.Key()
     fake.answers["Machines.Failover"] = admin_pb2.ActionResponse()
     fake.answers["Servers.Remove"] = fake.answers["Pairs.Remove"] = admin_pb2.RemoveResponse()
     ended = twinsite(*command)
@@ -358,3 +359,46 @@ def test_every_exit_code_is_documented(capsys):
 
 def test_the_package_runs_as_a_module():
     assert (Path(__file__).parents[3] / "twinsite/cli/__main__.py").is_file()
+
+
+# ---- dry runs, watching, completion ------------------------------------------------------------------------------
+
+
+def test_a_cancel_and_a_revocation_can_be_tried_without_being_done(twinsite, fake):
+    fake.answers["Jobs.Cancel"] = admin_pb2.Job(id="j-1", kind="vm.verify", target="vm/web01", created_by="user/ana")
+    fake.answers["Keys.Revoke"] = admin_pb2.Key(id="k1", state="active", uses=2, used=1, servers=["vmm-a"])
+    cancelled = twinsite("job", "cancel", "j-1", "--dry-run")
+    assert (cancelled.status, "vm.verify of vm/web01" in cancelled.err) == (0, True)
+    revoked = twinsite("key", "revoke", "k1", "--dry-run")
+    assert (revoked.status, "vmm-a stays registered" in revoked.err) == (0, True)
+    requests = [*fake.requests("Jobs.Cancel"), *fake.requests("Keys.Revoke")]
+    assert [request.dry_run for request in requests] == [True, True]
+
+
+def test_a_watch_looks_again_over_an_outage_until_it_is_ended(twinsite, fake):
+    looks: list[object] = [admin_pb2.ListMachinesResponse(machines=[machine()]), Unreachable(), NotFound()]
+
+    def next_look(_):
+        look = looks.pop(0)
+        if isinstance(look, Exception):
+            raise look
+        return look
+
+    fake.answers["Machines.List"] = next_look
+    ended = twinsite("vm", "list", "--watch", "--every", "1s", "-o", "json")
+    assert (ended.status, looks) == (5, [])
+    assert json.loads(ended.out)["items"][0]["name"] == "web01"  # one line for each look
+
+
+def test_the_shell_completes_names_and_is_silent_without_a_coordinator(twinsite, fake, home):
+    fake.answers["Machines.List"] = admin_pb2.ListMachinesResponse(machines=[machine()])
+    assert "_TWINSITE_COMPLETE" in twinsite("completion", "bash").out
+
+    def completed(folder: Path) -> str:
+        command = [sys.executable, "-m", "twinsite.cli"]
+        words = {"_TWINSITE_COMPLETE": "bash_complete", "COMP_WORDS": "twinsite vm show we", "COMP_CWORD": "3"}
+        variables = {"PATH": "/usr/bin:/bin", "TWINSITE_HOME": str(folder), **words}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=variables).stdout.strip()
+
+    assert completed(home) == "plain,web01"
+    assert completed(home / "nowhere") == ""
