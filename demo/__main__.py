@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from demo.disk import NoDisk
+from demo.embedded_sites import EmbeddedSites
 from demo.lab import CommandFailed, Lab
 from demo.process import ProgramFailed
 from demo.report import Mismatch, Report
@@ -19,7 +20,7 @@ from demo.walk import Walk
 def main(image: Path | None, keep: bool, root: Path) -> None:
     """From nothing to a failed-over VM on this machine, every claim checked."""
     report = Report()
-    walk = Walk(Lab(root.absolute()), report, image)
+    walk = Walk(Lab(root.absolute()), EmbeddedSites(), report, image)
     kept = False
     try:
         walk.run()

@@ -9,27 +9,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from demo import disk
-from demo.guest import Guest
 from demo.lab import SITES, Lab, until
-from demo.process import kill_pid
 from demo.report import Mismatch, Report
+from demo.sites import Sites
 from hyperv_host_agent.store import chains, manifests
 from hyperv_host_agent.store.packed_point import PackedPoint
 from twinsite.extents import cluster_length, clusters
-from twinsite.units import MiB
 
 VM: Final = "web01"
 FREQUENCY: Final = "5s"
-FILES_BYTES: Final = 360 * MiB  # of this machine's own files on the first disk
-DISK_BYTES: Final = 512 * MiB
-SECOND_BYTES: Final = 64 * MiB
 CYCLES: Final = 3
 
 
 class Walk:
-    def __init__(self, lab: Lab, report: Report, image: Path | None) -> None:
-        self.lab, self.report, self.image = lab, report, image
+    def __init__(self, lab: Lab, sites: Sites, report: Report, image: Path | None) -> None:
+        self.lab, self.sites, self.report, self.image = lab, sites, report, image
         self.report.traffic = self._traffic
         self.protected = False
 
@@ -46,11 +40,11 @@ class Walk:
         if not self.lab.programs:
             return  # nothing of ours was started: what runs in this folder belongs to an earlier demonstration
         self.lab.kill()  # first: a host agent would start its guests again
-        for site in SITES:
-            Guest.kill_all(self.lab.vms(site))
+        self.sites.end(self.lab)
 
     def explore(self) -> str:
         lab = self.lab
+        pids = [str(program.pid) for program in lab.programs.values() if program.running]
         lines = [
             f"The coordinator and site B are running (state and logs in {lab.root}). Explore:",
             f"  export TWINSITE_HOME={lab.root}/login PATH={Path('.venv/bin').absolute()}:$PATH",
@@ -59,34 +53,20 @@ class Walk:
             "  twinsite point list web01",
             "  twinsite job list",
             "  twinsite audit list",
-            f"  less {self.replica.folder}/guest.log        (the guest's own log at site B)",
-            f"End it: kill {' '.join(str(pid) for pid in self._pids())}",
+            f"  {self.replica.log()}        (the guest's own log at site B)",
+            f"End it: kill {' '.join(pids)}; {self.sites.how_to_end(lab)}",
         ]
         return "\n".join(lines)
-
-    def _pids(self) -> list[int | None]:
-        return [*(program.pid for program in self.lab.programs.values() if program.running), self.replica.pid()]
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
         lab = self.lab
         with self.report.step("prepare two sites") as step:
-            running = [guest.pid() for site in SITES for guest in Guest.all(lab.vms(site)) if guest.pid() is not None]
-            if running:
+            if running := self.sites.running(lab):
                 raise Mismatch(f"a demonstration still runs in {lab.root} (process {running[0]}); end it first")
             shutil.rmtree(lab.root, ignore_errors=True)
-            lab.lay_out()
-            first = lab.root / "first.img"
-            if self.image:
-                disk.from_image(self.image, first)
-                step.verified = f"first disk is {self.image}"
-            else:
-                size = disk.ext4_of_real_files(
-                    first, size=DISK_BYTES, content=FILES_BYTES, staging=lab.root / "staging"
-                )
-                step.verified = f"ext4 with {size // MiB} MiB of real files"
-            self.guest = Guest.create(lab.vms("a"), VM, first=first, second=SECOND_BYTES)
+            self.source, step.verified = self.sites.prepare(lab, VM, self.image)
 
     def _control_plane(self) -> None:
         lab = self.lab
@@ -119,7 +99,7 @@ class Walk:
     def _protect(self) -> None:
         lab = self.lab
         with self.report.step("protect web01, initial replication") as step:
-            self.guest.start()
+            self.source.start()
             self.protected = True
             lab.cli("vm", "protect", VM, "--pair", "gold-a:gold-b", "-y")
             until("the traffic to be reported", lambda: lab.protection()["cycles"] >= 2 or None)
@@ -134,11 +114,10 @@ class Walk:
 
     def _test_failover(self) -> None:
         lab = self.lab
-        with self.report.step("test failover while the guest is frozen") as step, self.guest.frozen():
+        with self.report.step("test failover while the guest is frozen") as step, self.source.frozen() as newest:
             # Whatever point is the newest now or at any time until the thaw, it holds these disks.
             frozen = time.time()
-            newest = self.guest.newest_record()
-            copies = {name: disk.sha256(path) for name, path in self.guest.disks().items()}
+            copies = self.source.digests()
             until("a cycle of the frozen disks", lambda: self._point_after(frozen), timeout=90)
             result = lab.json("vm", "test", VM)["job"]["result"]
             step.verified = f"from point {result['cycle']}"
@@ -146,14 +125,16 @@ class Walk:
             cycle = int(result["cycle"])
             for name, expected in copies.items():
                 self._same(f"disk {name} of the replica at point {cycle}", self._replica(cycle, name), expected)
-            test = next(g for g in Guest.all(lab.vms("b")) if g.description()["purpose"] == "test")
-            boot = until("the test copy to boot", test.boot)
-            self._same("problems the test copy found on its disks", boot["problems"], [])
-            self._same("newest record in the test copy", boot["recovered_sequence"], newest)
+            (test,) = self.sites.copies(lab, "test")
+            recovered, problems = test.boot()
+            self._same("problems the test copy found on its disks", problems, [])
+            self._same("newest record in the test copy", recovered, newest)
             step.verified = f"{len(copies)} disks equal by SHA-256, record {newest} on both"
+            if where := test.answers():
+                step.verified += f"; {where}"
         with self.report.step("clean the test up, replication went on") as step:
             lab.cli("vm", "test-cleanup", VM)
-            self._same("test copies left", [g.folder.name for g in Guest.all(lab.vms("b"))], [])
+            self._same("test copies left", self.sites.copies(lab, "test"), [])
             seen = lab.points()[0]["cycle"]
             until("a point after the test", lambda: lab.points()[0]["cycle"] > seen or None)
             self._same("tests shown", lab.protection()["tests"], [])
@@ -163,11 +144,9 @@ class Walk:
         lab = self.lab
         with self.report.step("kill -9 everything at site A") as step:
             shown = lab.protection()
-            pid = self.guest.pid()
             for name in ("provider-a", "host-a"):
                 lab[name].kill()
-            if pid is not None:
-                kill_pid(pid)
+            self.sites.kill(lab, "a")
             killed = time.time()
             displayed = killed - _seconds(shown["newest_instant"])  # the age that was displayed, grown until the kill
             step.verified = f"displayed RPO age {displayed:.1f} s"
@@ -175,26 +154,25 @@ class Walk:
             lab.login()
             job = lab.json("vm", "failover", VM, "--confirm", VM, "--reason", "demonstration: site A is gone")["job"]
             self._same("the job's state", job["state"], "succeeded")
-            self.replica = next(g for g in Guest.all(lab.vms("b")) if g.description()["purpose"] == "replica")
-            boot = until("the VM to boot at B", self.replica.boot)
-            self._same("problems the VM found on its disks at B", boot["problems"], [])
+            (self.replica,) = self.sites.copies(lab, "replica")
+            recovered, problems = self.replica.boot()
+            self._same("problems the VM found on its disks at B", problems, [])
             instant = next(p for p in lab.points() if p["cycle"] == int(job["result"]["cycle"]))["instant"]
-            step.verified = f"boots with record {boot['recovered_sequence']} of point {job['result']['cycle']}"
+            step.verified = f"boots with record {recovered} of point {job['result']['cycle']}"
+            if where := self.replica.answers():
+                step.verified += f"; {where}"
         with self.report.step("nothing of the point is lost") as step:
             at = _seconds(instant)
-            expected = self.guest.newest_record(before=at)
-            lost = max(0, expected - boot["recovered_sequence"])
+            expected = self.source.newest_record(before=at)
+            lost = max(0, expected - recovered)
             age = killed - at
-            written = self.guest.newest_record()
+            written = self.source.newest_record()
             self._same("records lost of those written before the point's instant", lost, 0)
             if age > displayed:
                 raise Mismatch(f"{age:.1f} s of writes are lost, {displayed:.1f} s were displayed")
-            before = boot["recovered_sequence"]
-            until("the VM to write on at B", lambda: self.replica.newest_record() > before or None)
+            until("the VM to write on at B", lambda: self.replica.newest_record() > recovered or None)
             self._same("where the VM runs by right", lab.protection()["owner_host"], "host-b1")
-            step.verified = (
-                f"{written - boot['recovered_sequence']} records after it, {age:.1f} s of {displayed:.1f} s shown"
-            )
+            step.verified = f"{written - recovered} records after it, {age:.1f} s of {displayed:.1f} s shown"
         self.report.facts |= {
             "rpo_age_seconds": round(displayed, 3),
             "lost_seconds": round(age, 3),
