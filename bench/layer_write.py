@@ -32,7 +32,7 @@ def content() -> list[bytes]:
 
 
 def batches(frames: list[bytes], clusters: int) -> list[Batch]:
-    made = []
+    made: list[Batch] = []
     for start in range(0, clusters, BATCH):
         indexes = list(range(start, min(start + BATCH, clusters)))
         part = [frames[index % len(frames)] for index in indexes]
