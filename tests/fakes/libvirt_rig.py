@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from deploy.lab.libvirt_host import LibvirtHost
 from hyperv_host_agent.changes.base import ChangeSource
@@ -21,11 +22,11 @@ def memory_source(hypervisor: LibvirtHypervisor, vm_id: str) -> ChangeSource:
 class LibvirtRig(Rig):
     stop_seconds = 1.0  # a guest without a system never answers
 
-    def __init__(self, host: LibvirtHost, connection: Connection, folder: Path) -> None:
+    def __init__(self, host: LibvirtHost, connection: Connection, folder: Path, **settings: Any) -> None:
         self.host, self.folder = host, folder
         self.connection = connection
         self.hypervisor = self.libvirt = LibvirtHypervisor(
-            connection, folder / "vms", folder / "state", source=memory_source
+            connection, folder / "vms", folder / "state", source=memory_source, **settings
         )
 
     def add_ordinary(self, name: str) -> str:
