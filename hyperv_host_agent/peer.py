@@ -25,6 +25,7 @@ _SERVICE: Final = pb.DESCRIPTOR.services_by_name["Replication"].full_name
 ASK_SECONDS: Final = 10.0
 STALL_SECONDS: Final = 300.0  # a message the network does not take for so long; one takes 100 s at 32 kB/s
 SILENCE_SECONDS: Final = 600.0  # a target that has something and neither acks nor refuses it; a commit may take a while
+ALIVE_SECONDS: Final = 60.0  # without a message, while the source compares: the target hears that it is there
 _LOOK_SECONDS: Final = 10.0
 
 
@@ -134,6 +135,7 @@ class Sending:
         self._clock = clock
         self._written = self._acked = 0  # batches
         self._since = 0.0  # when the target began to owe an answer, or gave the last one
+        self._said = clock.monotonic()  # when the last message was taken
 
     async def write(self, message: bytes, batch: int = 0) -> None:
         """Waits for flow control, which is the network and the target's disk. Raises TwinsiteError, Stalled."""
@@ -143,6 +145,9 @@ class Sending:
         except TimeoutError:
             self._call.cancel()
             raise Stalled("took nothing", STALL_SECONDS) from None
+        self._said = self._clock.monotonic()
+        if not batch:
+            return
         if self._written <= self._acked:
             self._since = self._clock.monotonic()
         self._written = max(self._written, batch)
@@ -160,11 +165,13 @@ class Sending:
         raise StreamEnded
 
     async def watch(self) -> None:
-        """Runs beside the stream. Raises Stalled when the target has gone silent."""
+        """Runs beside the stream, and keeps it alive. Raises Stalled when the target has gone silent."""
         while True:
             await self._clock.sleep(_LOOK_SECONDS)
             if self._written > self._acked and self._clock.monotonic() > self._since + SILENCE_SECONDS:
                 raise Stalled("answered nothing", SILENCE_SECONDS)
+            if self._clock.monotonic() > self._said + ALIVE_SECONDS and not self._call.done():
+                await self.write(wire.encode(wire.alive()))
 
     def cancel(self) -> None:
         self._call.cancel()

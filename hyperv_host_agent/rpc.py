@@ -225,6 +225,8 @@ async def _read(number: int, sequence: int, context: Context, arrived: asyncio.Q
             case "end":
                 ended = True
                 await arrived.put(EndReceived(number, message.header.end.batches, message.header.end.digest))
+            case "alive":
+                pass
             case other:
                 raise wire.BadMessage(f"a {other} frame inside a cycle")
     if not ended:

@@ -183,5 +183,10 @@ def timestamp(instant: float) -> Timestamp:
     return made
 
 
+def alive() -> pb.FrameHeader:
+    """Between any two frames: there is nothing to send yet."""
+    return pb.FrameHeader(alive=pb.Alive())
+
+
 def end(batches: int, digest: bytes) -> pb.FrameHeader:
     return pb.FrameHeader(end=pb.End(batches=batches, digest=digest))

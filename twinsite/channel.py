@@ -163,6 +163,10 @@ class Call:
         async with self._writing, self._typing():
             await self._inner.write(message)
 
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return bool(self._inner.done())
+
     async def done_writing(self) -> None:
         async with self._writing, self._typing():
             await self._inner.done_writing()

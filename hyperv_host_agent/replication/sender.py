@@ -7,8 +7,9 @@ from typing import Final
 
 from hyperv_host_agent.replication import progress, resync
 from hyperv_host_agent.replication.claim import Claim
-from hyperv_host_agent.replication.cycle import CycleHeader, Kind, TargetState, Wanted
+from hyperv_host_agent.replication.cycle import CycleHeader, Kind, TargetState
 from hyperv_host_agent.replication.fetch import Fetch
+from hyperv_host_agent.replication.lacking import Lacking
 from hyperv_host_agent.replication.ownership import OlderTerm
 from hyperv_host_agent.replication.pace import Pace
 from hyperv_host_agent.replication.progress import Progress, View
@@ -99,7 +100,7 @@ class Sender:
         self._flight = state.flight
         self._spool: list[Ready] | None = None
         self._durable = 0  # batches of the spool that were acked and may be gone from it
-        self._carried: tuple[Wanted, ...] = ()  # what the target wanted when the cycle on its way was planned
+        self._lacking = Lacking()
         self._point: tuple[int, bytes] | None = None  # number and id of the point being opened
         self._stream: Stream | None = None
         self._streams = 0
@@ -308,9 +309,8 @@ class Sender:
         added = resync.added(self._state, event.disks)
         if plan.kind is Kind.DELTA:
             self._flight = Flight(header, None, plan.suppress)
-            self._carried = target.wanted
             self._waiting = _Waiting.READ
-            return [ReadPoint(header, plan.suppress, added, resync.forced(target.wanted, event.disks))]
+            return [ReadPoint(header, plan.suppress, added, self._lacking.slice(target.wanted, event.disks))]
         # A copy is not read from the point, which would stay open for hours. The point is its anchor: whatever is
         # written from here on, and read torn or too early by the copy, is in the cycle that follows it.
         start = Position(len(event.disks)) if plan.placeholder else Position()
@@ -508,10 +508,9 @@ class Sender:
         header = flight.header
         copy = header.kind is not Kind.DELTA
         awaiting = header.placeholder or (not copy and target is not None and target.awaiting_seed)
-        early = target is not None and resync.early(header, target, self._carried)
+        early, cut = target is not None and self._lacking.early(header, target), self._lacking.cut
         consistent = not copy and not awaiting and not early
         self._flight = self._spool = None
-        self._carried = ()
         self._reason = None
         self._confirmed = True
         self._source = None  # ask before the next one: the anchor has moved
@@ -520,7 +519,8 @@ class Sender:
         self._target = None if open_questions else TargetState(self._state.term, flight.named, None)
         self._said = self._target or target
         seconds = self._progress.done(header, self._now, copy=copy)
-        at_once = copy or (early and not awaiting)  # it is worth nothing before a later one
+        self._lacking.arrived(seconds, self._assigned.frequency if self._assigned else 0.0)
+        at_once = copy or cut or (early and not awaiting)  # it is worth nothing, or little, before a later one
         self._pace.committed(self._assigned, self._now, copy=at_once, consistency=header.consistency, seconds=seconds)
         application = header.instant if header.consistency == "application" else self._state.application
         state = replace(

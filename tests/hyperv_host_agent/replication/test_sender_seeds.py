@@ -194,6 +194,48 @@ def test_wanted_clusters_are_forced_and_the_target_asked_again_whether_they_came
     assert kinds(tell(sender, say.Woke(), now=30.0)) == ["AskTarget"]
 
 
+def lacking(sender, run, number, committed, *, seconds, seed_after=0):
+    """A cycle of a target that wants `run`: what of it is read, whether the cycle is a point, and what comes next."""
+    now = 1000.0 * number
+    disks = (replace(DISKS[0], size=1 << 44),)
+    said = target(committed, wanted=(Wanted(DISKS[0].id, run),), seed_after=seed_after)
+    actions = tell(sender, say.Woke(), said, source(committed, index=committed), opened(disks=disks), now=now)
+    read = one(actions, say.ReadPoint)
+    assert read.header.number == number
+    (forced,) = read.forced
+    assert forced.run.start == run.start
+    done = Committed(number, read.header.id)
+    tell(sender, say.PointRead(()), say.CommitAcked(number - 4, done), now=now + seconds)
+    actions = tell(sender, say.Applied(sound=True), now=now + seconds)
+    return forced.run.count, one(actions, say.Persist).state.recoverable, kinds(actions)[-1], done
+
+
+def test_a_gibibyte_that_is_wanted_comes_in_slices_that_delay_no_point():
+    sender, run, committed, counts = make(), Run(0, 16384), FOUR, []
+    tell(sender, replace(ASSIGNED, frequency=4.0))
+    for number, seconds in enumerate((1.0, 1.0, 9.0, 9.0, 3.0, 1.0), 5):
+        count, recoverable, following, committed = lacking(sender, run, number, committed, seconds=seconds)
+        assert recoverable
+        assert following == "AskTarget"  # at once: it says what is left
+        counts.append(count)
+        run = Run(run.start + count, run.count - count)
+    assert counts == [1024, 2048, 4096, 2048, 1024, 1024]
+    while run.count:
+        number += 1
+        count, recoverable, following, committed = lacking(sender, run, number, committed, seconds=1.0)
+        run = Run(run.start + count, run.count - count)
+    assert following != "AskTarget"
+    assert number < 20
+
+
+def test_while_slices_of_a_seed_are_on_their_way_no_cycle_is_a_recovery_point():
+    sender = make()
+    tell(sender, replace(ASSIGNED, frequency=4.0))
+    _, recoverable, _, committed = lacking(sender, Run(0, 1500), 5, FOUR, seconds=1.0, seed_after=2)
+    assert not recoverable
+    assert lacking(sender, Run(1024, 476), 6, committed, seconds=1.0, seed_after=2)[1]
+
+
 def test_what_was_wanted_only_after_the_cycle_was_planned_is_not_in_it():
     sender = make()
     tell(sender, ASSIGNED, target(), source(), opened(), say.PointRead(()))
