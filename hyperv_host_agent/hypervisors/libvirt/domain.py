@@ -140,6 +140,10 @@ class Domain:
         """Raises CheckpointBroken."""
         self._do(lambda domain: domain.backupBegin(backup_xml, checkpoint_xml, 0))
 
+    def backup_xml(self) -> str:
+        """Of the backup that runs: where it is served tells whose it is. Raises NotThere."""
+        return str(self._do(lambda domain: domain.backupGetXMLDesc(0)))
+
     def checkpoints(self) -> list[str]:
         """Names, parents first. libvirt's bookkeeping, not the truth: ask QEMU which bitmaps there are."""
         flags = flag("DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL")
