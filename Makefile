@@ -9,8 +9,10 @@ WORKERS ?= 3
 
 .PHONY: demo test lint types arrows check bench soak proto system-packages libvirt-python lab lab-down clean
 
-demo: $(STAMP) $(if $(IMAGE),system-packages)  ## From nothing to a failed-over VM; IMAGE=path uses your disk, KEEP=1 leaves it running
-	@$(PYTHON) -m demo $(if $(IMAGE),--image "$(IMAGE)") $(if $(KEEP),--keep)
+# From nothing to a failed-over VM. IMAGE=path uses your disk, KEEP=1 leaves it running, HYPERVISOR=libvirt takes a VM that
+# boots on two libvirt hosts (needs root, installs QEMU and libvirt).
+demo: $(STAMP) $(if $(IMAGE),system-packages) $(if $(HYPERVISOR),libvirt-python)
+	@$(PYTHON) -m demo $(if $(HYPERVISOR),--hypervisor "$(HYPERVISOR)") $(if $(IMAGE),--image "$(IMAGE)") $(if $(KEEP),--keep)
 
 test: $(STAMP) libvirt-python  ## The whole suite; tests that miss a system package are skipped with the reason
 	$(PYTHON) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)

@@ -1,4 +1,4 @@
-"""`python -m demo [--image PATH] [--keep]`."""
+"""`python -m demo [--hypervisor libvirt] [--image PATH] [--keep]`."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,7 @@ import click
 from demo.disk import NoDisk
 from demo.embedded_sites import EmbeddedSites
 from demo.lab import CommandFailed, Lab
+from demo.libvirt_sites import LibvirtSites, NoImage
 from demo.process import ProgramFailed
 from demo.report import Mismatch, Report
 from demo.walk import Walk
@@ -15,12 +16,14 @@ from demo.walk import Walk
 
 @click.command()
 @click.option("--image", type=click.Path(path_type=Path), help="Raw or qcow2 image to use as the first disk.")
+@click.option("--hypervisor", type=click.Choice(["embedded", "libvirt"]), default="embedded", show_default=True)
 @click.option("--keep", is_flag=True, help="Leave the system running and say how to explore it.")
 @click.option("--root", type=click.Path(path_type=Path), default=Path(".demo"), show_default=True)
-def main(image: Path | None, keep: bool, root: Path) -> None:
+def main(image: Path | None, hypervisor: str, keep: bool, root: Path) -> None:
     """From nothing to a failed-over VM on this machine, every claim checked."""
     report = Report()
-    walk = Walk(Lab(root.absolute()), EmbeddedSites(), report, image)
+    lab = Lab(root.absolute())
+    walk = Walk(lab, LibvirtSites(lab, held=not keep) if hypervisor == "libvirt" else EmbeddedSites(lab), report, image)
     kept = False
     try:
         walk.run()
@@ -28,7 +31,7 @@ def main(image: Path | None, keep: bool, root: Path) -> None:
         if keep:
             print(walk.explore())
             kept = True
-    except (Mismatch, ProgramFailed, CommandFailed, NoDisk) as error:
+    except (Mismatch, ProgramFailed, CommandFailed, NoDisk, NoImage) as error:
         print(report.table())
         print(f"\n✕ {type(error).__name__}: {error}", file=sys.stderr)
         print(f"  logs: {walk.lab.root}/*.log", file=sys.stderr)

@@ -46,32 +46,37 @@ class EmbeddedMachine:
         return f"less {self.guest.folder}/guest.log"
 
 
+@dataclass(frozen=True, slots=True)
 class EmbeddedSites:
-    def running(self, lab: Lab) -> list[int]:
-        guests = (guest.pid() for site in SITES for guest in Guest.all(lab.vms(site)))
+    lab: Lab
+
+    def running(self) -> list[int]:
+        guests = (guest.pid() for site in SITES for guest in Guest.all(self.lab.vms(site)))
         return [pid for pid in guests if pid is not None]
 
-    def prepare(self, lab: Lab, name: str, image: Path | None) -> tuple[Source, str]:
-        lab.lay_out()
-        first = lab.root / "first.img"
+    def prepare(self, name: str, image: Path | None) -> tuple[Source, str]:
+        self.lab.lay_out()
+        first = self.lab.root / "first.img"
         if image:
             disk.from_image(image, first)
             about = f"first disk is {image}"
         else:
-            size = disk.ext4_of_real_files(first, size=_DISK_BYTES, content=_FILES_BYTES, staging=lab.root / "staging")
+            size = disk.ext4_of_real_files(
+                first, size=_DISK_BYTES, content=_FILES_BYTES, staging=self.lab.root / "staging"
+            )
             about = f"ext4 with {size // MiB} MiB of real files"
-        return EmbeddedMachine(Guest.create(lab.vms("a"), name, first=first, second=_SECOND_BYTES)), about
+        return EmbeddedMachine(Guest.create(self.lab.vms("a"), name, first=first, second=_SECOND_BYTES)), about
 
-    def copies(self, lab: Lab, purpose: str) -> list[Machine]:
-        found = (guest for guest in Guest.all(lab.vms("b")) if guest.description()["purpose"] == purpose)
+    def copies(self, purpose: str) -> list[Machine]:
+        found = (guest for guest in Guest.all(self.lab.vms("b")) if guest.description()["purpose"] == purpose)
         return [EmbeddedMachine(guest) for guest in found]
 
-    def kill(self, lab: Lab, site: str) -> None:
-        Guest.kill_all(lab.vms(site))
+    def kill(self, site: str) -> None:
+        Guest.kill_all(self.lab.vms(site))
 
-    def end(self, lab: Lab) -> None:
+    def end(self) -> None:
         for site in SITES:
-            self.kill(lab, site)
+            self.kill(site)
 
-    def how_to_end(self, lab: Lab) -> str:
-        return f"kill {' '.join(str(pid) for pid in self.running(lab))}"
+    def how_to_end(self) -> str:
+        return f"kill {' '.join(str(pid) for pid in self.running())}"

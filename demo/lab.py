@@ -242,9 +242,10 @@ class Lab:
                 program.kill()
 
     def _settings(self, name: str, **values: object) -> None:
-        lines = [
-            f"{key} = {json.dumps(str(value) if isinstance(value, Path) else value)}" for key, value in values.items()
-        ]
+        tables = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+        lines = [_line(key, value) for key, value in values.items() if key not in tables]
+        for table, entries in tables.items():
+            lines += [f"[{table}]", *(_line(key, value) for key, value in entries.items())]
         self.config(name).write_text("\n".join(lines) + "\n")
 
     def _program(self, name: str, program: str) -> None:
@@ -252,3 +253,8 @@ class Lab:
         state.mkdir(exist_ok=True)
         arguments = (program, "--config", str(self.config(name)), "serve")
         self.programs[name] = Program(name, arguments, state, self.root / f"{name}.log")
+
+
+def _line(key: str, value: object) -> str:
+    """Of a TOML file; what JSON writes of these types, TOML reads."""
+    return f"{key} = {json.dumps(str(value) if isinstance(value, Path) else value)}"

@@ -4,8 +4,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from demo.lab import Lab
-
 
 class Machine(Protocol):
     """A VM whose guest writes numbered records to its disks."""
@@ -40,26 +38,26 @@ class Source(Machine, Protocol):
 
 
 class Sites(Protocol):
-    def running(self, lab: Lab) -> list[int]:
+    def running(self) -> list[int]:
         """Processes of an earlier demonstration in the same folder."""
         ...
 
-    def prepare(self, lab: Lab, name: str, image: Path | None) -> tuple[Source, str]:
+    def prepare(self, name: str, image: Path | None) -> tuple[Source, str]:
         """The programs' settings, and the VM at site A, not running; a phrase about its disks."""
         ...
 
-    def copies(self, lab: Lab, purpose: str) -> list[Machine]:
+    def copies(self, purpose: str) -> list[Machine]:
         """VMs that Twinsite made at site B: "replica", "test"."""
         ...
 
-    def kill(self, lab: Lab, site: str) -> None:
+    def kill(self, site: str) -> None:
         """The site's hypervisor with its guests at once, as a power cut does."""
         ...
 
-    def end(self, lab: Lab) -> None:
+    def end(self) -> None:
         """Of all guests, after the agents."""
         ...
 
-    def how_to_end(self, lab: Lab) -> str:
+    def how_to_end(self) -> str:
         """A command that ends what was kept, the programs aside."""
         ...

@@ -40,7 +40,7 @@ class Walk:
         if not self.lab.programs:
             return  # nothing of ours was started: what runs in this folder belongs to an earlier demonstration
         self.lab.kill()  # first: a host agent would start its guests again
-        self.sites.end(self.lab)
+        self.sites.end()
 
     def explore(self) -> str:
         lab = self.lab
@@ -54,7 +54,7 @@ class Walk:
             "  twinsite job list",
             "  twinsite audit list",
             f"  {self.replica.log()}        (the guest's own log at site B)",
-            f"End it: kill {' '.join(pids)}; {self.sites.how_to_end(lab)}",
+            f"End it: kill {' '.join(pids)}; {self.sites.how_to_end()}",
         ]
         return "\n".join(lines)
 
@@ -63,10 +63,10 @@ class Walk:
     def _prepare(self) -> None:
         lab = self.lab
         with self.report.step("prepare two sites") as step:
-            if running := self.sites.running(lab):
+            if running := self.sites.running():
                 raise Mismatch(f"a demonstration still runs in {lab.root} (process {running[0]}); end it first")
             shutil.rmtree(lab.root, ignore_errors=True)
-            self.source, step.verified = self.sites.prepare(lab, VM, self.image)
+            self.source, step.verified = self.sites.prepare(VM, self.image)
 
     def _control_plane(self) -> None:
         lab = self.lab
@@ -125,7 +125,7 @@ class Walk:
             cycle = int(result["cycle"])
             for name, expected in copies.items():
                 self._same(f"disk {name} of the replica at point {cycle}", self._replica(cycle, name), expected)
-            (test,) = self.sites.copies(lab, "test")
+            (test,) = self.sites.copies("test")
             recovered, problems = test.boot()
             self._same("problems the test copy found on its disks", problems, [])
             self._same("newest record in the test copy", recovered, newest)
@@ -134,7 +134,7 @@ class Walk:
                 step.verified += f"; {where}"
         with self.report.step("clean the test up, replication went on") as step:
             lab.cli("vm", "test-cleanup", VM)
-            self._same("test copies left", self.sites.copies(lab, "test"), [])
+            self._same("test copies left", self.sites.copies("test"), [])
             seen = lab.points()[0]["cycle"]
             until("a point after the test", lambda: lab.points()[0]["cycle"] > seen or None)
             self._same("tests shown", lab.protection()["tests"], [])
@@ -146,7 +146,7 @@ class Walk:
             shown = lab.protection()
             for name in ("provider-a", "host-a"):
                 lab[name].kill()
-            self.sites.kill(lab, "a")
+            self.sites.kill("a")
             killed = time.time()
             displayed = killed - _seconds(shown["newest_instant"])  # the age that was displayed, grown until the kill
             step.verified = f"displayed RPO age {displayed:.1f} s"
@@ -154,7 +154,7 @@ class Walk:
             lab.login()
             job = lab.json("vm", "failover", VM, "--confirm", VM, "--reason", "demonstration: site A is gone")["job"]
             self._same("the job's state", job["state"], "succeeded")
-            (self.replica,) = self.sites.copies(lab, "replica")
+            (self.replica,) = self.sites.copies("replica")
             recovered, problems = self.replica.boot()
             self._same("problems the VM found on its disks at B", problems, [])
             instant = next(p for p in lab.points() if p["cycle"] == int(job["result"]["cycle"]))["instant"]

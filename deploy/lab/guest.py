@@ -53,12 +53,19 @@ class Guest:
         sizes: Mapping[str, int],
         interval: float = 0.2,
         load: int = 0,
+        first: Path | None = None,
         accelerator: str = "qemu",
     ) -> "Guest":
-        """With new ext4 disks of so many bytes (vda, vdb); a record every `interval` seconds, `load` bytes with it."""
+        """With new ext4 disks of so many bytes (vda, vdb); a record every `interval` seconds, `load` bytes with it.
+
+        `first` is a raw image of an ext4 for vda, instead of an empty one. Raises LabFailed.
+        """
         paths = {target: host.images / f"{name}-{target}.qcow2" for target in sizes}
         for target, size in sizes.items():
-            ext4_disk(paths[target], size)
+            if first is not None and target == "vda":
+                run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(first), str(paths[target]))
+            else:
+                ext4_disk(paths[target], size)
         mac = "52:54:00:{:02x}:{:02x}:{:02x}".format(*uuid.uuid4().bytes[:3])
         document = _DOMAIN.format(
             accelerator=accelerator,
@@ -88,11 +95,23 @@ class Guest:
         until("the guest agent", lambda: self.host.virsh(*ping, check=False), timeout=BOOT_SECONDS, every=0.2)
         return self
 
-    def console(self) -> str:
-        """All it wrote to its serial port since its domain started; without the port nothing."""
+    def console_path(self) -> Path:
+        """Where its serial port writes to. Raises LabFailed when it writes to no file."""
         source = self._xml().find("devices/serial/source")
-        path = Path(source.get("path", "")) if source is not None else None
-        return path.read_text(errors="replace") if path is not None and path.is_file() else ""
+        path = source.get("path") if source is not None else None
+        if not path:
+            raise LabFailed(f"the serial port of {self.name} writes to no file")
+        return Path(path)
+
+    def console(self) -> str:
+        """All it wrote to its serial port since its domain started."""
+        path = self.console_path()
+        return path.read_text(errors="replace") if path.is_file() else ""
+
+    def disks(self) -> dict[str, Path]:
+        """File on top of each disk now, by the disk's name."""
+        lines = [line.split(maxsplit=1) for line in self.host.virsh("domblklist", self.name).splitlines()]
+        return {target: Path(path) for target, path in lines}
 
     def said(self, word: str, *, timeout: float = BOOT_SECONDS) -> str:
         """The first line of the console that holds it, waited for. Raises LabFailed with the console's end."""
