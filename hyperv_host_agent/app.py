@@ -229,7 +229,13 @@ async def _serving(
 
 
 async def _listen(settings: Settings, clock: Clock, membership: Membership, targets: Targets) -> Running:
-    replication = rpc.Replication(membership.identity, targets.receptions, clock, lambda: membership.signing_keys)
+    replication = rpc.Replication(
+        membership.identity,
+        targets.receptions,
+        clock,
+        lambda: membership.signing_keys,
+        silent_seconds=settings.transfer.silent_seconds,
+    )
     return await serve(
         settings.listen,
         [replication.mount()],

@@ -35,8 +35,9 @@ class AwaitsSeed(Precondition):
 class Feed:
     """One call's. Asks the store piece by piece, so that a cycle that arrives meanwhile is not kept waiting."""
 
-    def __init__(self, held: Held, asked: Committed, term: int) -> None:
-        self._held, self._asked, self._term = held, asked, term
+    def __init__(self, held: Held, asked: Committed, term: int, *, at_once: int = _STEP) -> None:
+        """`at_once`: chunks that are made in one go."""
+        self._held, self._asked, self._term, self._at_once = held, asked, term, at_once
 
     async def chunks(self) -> AsyncGenerator[FingerprintsChunk, None]:
         """First one without fingerprints for every disk, then runs. Raises OtherCycle, AwaitsSeed, OlderTerm."""
@@ -56,7 +57,7 @@ class Feed:
             raise OtherCycle(self._asked.number)
         if state.awaiting_seed:
             raise AwaitsSeed
-        return list(islice(made, _STEP))
+        return list(islice(made, self._at_once))
 
     def _made(self, replica: Replica) -> Generator[FingerprintsChunk, None, None]:
         newest = replica.points()[-1]

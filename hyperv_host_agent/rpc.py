@@ -41,7 +41,6 @@ TABLE: Final[Table] = {
 }
 FingerprintsContext = grpc.aio.ServicerContext[pb.FingerprintsRequest, pb.FingerprintsChunk]
 Context = grpc.aio.ServicerContext[Any, pb.Ack]  # what is read is bytes, or EOF
-IDLE_SECONDS: Final = 1800.0  # the least rate cap lets a message through in a tenth of it
 _WANTED: Final = 4096  # runs told in one answer; the next cycle's answer has the others
 _AHEAD: Final = 2  # messages read and not yet stored: they come in while the disk is synced
 
@@ -81,11 +80,15 @@ class Replication:
         receptions: Receptions,
         clock: Clock,
         signing_keys: Callable[[], Mapping[str, bytes]],
+        *,
+        silent_seconds: float,
     ) -> None:
+        """`silent_seconds`: after so long without a message a stream is given up."""
         self._identity = identity
         self._receptions = receptions
         self._clock = clock
         self._signing_keys = signing_keys
+        self._silent_seconds = silent_seconds
 
     def mount(self) -> Mount:
         return Mount(SERVICE, self._attach)
@@ -149,7 +152,7 @@ class Replication:
                     Granted(grant.term, tuple(DiskGeometry(disk, size) for disk, size in grant.disks)),
                 )
             )
-            await _receive(stream, frame.resume_after, context)
+            await _receive(stream, frame.resume_after, context, self._silent_seconds)
         finally:
             await asyncio.shield(reception.closed(stream.number))
 
@@ -200,12 +203,12 @@ class Replication:
         )
 
 
-async def _receive(stream: Stream, resumed: int, context: Context) -> None:
+async def _receive(stream: Stream, resumed: int, context: Context, silent_seconds: float) -> None:
     """From after batch `resumed` until the cycle is committed, refused, or the source goes away."""
     arrived: asyncio.Queue[Event] = asyncio.Queue(_AHEAD)
     async with asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(_read(stream.number, resumed, context, arrived)),
+            group.create_task(_read(stream.number, resumed, context, arrived, silent_seconds)),
             group.create_task(_store(stream, arrived)),
             group.create_task(stream.reception.tick()),
         ]
@@ -214,9 +217,12 @@ async def _receive(stream: Stream, resumed: int, context: Context) -> None:
             task.cancel()
 
 
-async def _read(number: int, sequence: int, context: Context, arrived: asyncio.Queue[Event]) -> None:
+async def _read(
+    number: int, sequence: int, context: Context, arrived: asyncio.Queue[Event], silent_seconds: float
+) -> None:
     ended = False
-    while isinstance(raw := await _message(context, patient=ended), bytes):
+    # After the end nothing has to come.
+    while isinstance(raw := await _message(context, None if ended else silent_seconds), bytes):
         message = wire.decode(raw)
         match message.header.WhichOneof("frame"):
             case "batch":
@@ -233,13 +239,13 @@ async def _read(number: int, sequence: int, context: Context, arrived: asyncio.Q
         raise wire.BadMessage("the stream ends inside a cycle")
 
 
-async def _message(context: Context, *, patient: bool) -> object:
-    """The next one, or what ends them. Raises SourceSilent, unless `patient`: after the end nothing has to come."""
+async def _message(context: Context, seconds: float | None) -> object:
+    """The next one, or what ends them; None: however long it takes. Raises SourceSilent."""
     try:
-        async with asyncio.timeout(None if patient else IDLE_SECONDS):
+        async with asyncio.timeout(seconds):
             return await context.read()
     except TimeoutError:
-        raise SourceSilent(IDLE_SECONDS) from None
+        raise SourceSilent(seconds or 0.0) from None
 
 
 async def _store(stream: Stream, arrived: asyncio.Queue[Event]) -> None:

@@ -46,6 +46,7 @@ class TransferSettings:
     spool_memory_bytes: int = 64 * MiB  # of a cycle waiting to be sent; what is beyond goes to a file in state/spool
     compressors: int = 2  # threads that hash and compress, for all VMs of this host
     copies: int = 2  # whole copies (initial, resynchronization) at one time; ordinary cycles never wait for them
+    silent_seconds: int = 1800  # a source that says nothing for so long is given up; the least cap needs 180
     concurrency: int = 0  # cycles of all VMs at one time; 0: as many as raise the throughput
     rates: tuple[RateSettings, ...] = ()  # the first that covers a moment caps what this host sends
 
@@ -56,6 +57,8 @@ class TransferSettings:
             raise ValueError("transfer.compressors must be 1 to 16")
         if self.copies < 1:
             raise ValueError("transfer.copies must be at least 1")
+        if not 1 <= self.silent_seconds <= 86400:
+            raise ValueError("transfer.silent_seconds must be 1 to 86400")
         if not 0 <= self.concurrency <= 256:
             raise ValueError("transfer.concurrency must be 0 to 256")
 

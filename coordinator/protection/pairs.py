@@ -111,7 +111,7 @@ class Pairs:
                 warnings=doubts(policy),
             )
             if using:
-                answer.consequences.append(f"it holds for {len(using)} protected VMs at once")
+                answer.consequences.append(f"it holds for {count(len(using), 'protected VM')} at once")
                 answer.consequences.extend(await _points_that_go(connection, using, policy, now))
             if dry_run:
                 return answer

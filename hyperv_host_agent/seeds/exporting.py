@@ -34,7 +34,7 @@ from hyperv_host_agent.seeds.parts import (
     part_name,
     records_of,
 )
-from hyperv_host_agent.seeds.paths import SeedPathTooSmall
+from hyperv_host_agent.seeds.paths import SeedMediumFull
 from hyperv_host_agent.store.wanted import minus
 from twinsite import files
 from twinsite.digest import FINGERPRINT_BYTES
@@ -108,7 +108,7 @@ class Progress:
 
 @contextmanager
 def writing(path: Path, room: Callable[[], int]) -> Iterator[None]:
-    """Turn the OSErrors of writing to the medium into SeedPathTooSmall and SeedWriteFailed."""
+    """Turn the OSErrors of writing to the medium into SeedMediumFull and SeedWriteFailed."""
     try:
         yield
     except OSError as error:
@@ -116,7 +116,7 @@ def writing(path: Path, room: Callable[[], int]) -> Iterator[None]:
             free = 0
             with suppress(OSError):
                 free = room()
-            raise SeedPathTooSmall(path, free, CLUSTER) from error
+            raise SeedMediumFull(path, free) from error
         raise SeedWriteFailed(path, error.strerror or str(error)) from error
 
 

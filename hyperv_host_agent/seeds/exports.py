@@ -207,7 +207,7 @@ class _Export:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Raises SeedPathTooSmall, SeedWriteFailed, ReplicationEnded."""
+        """Raises SeedMediumFull, SeedWriteFailed, ReplicationEnded."""
         try:
             with exporting.writing(self._path, lambda: self._means.rules.free(self._path)):
                 yield
@@ -307,4 +307,4 @@ class _Export:
         percent = min(99, done * 100 // max(1, total))
         if percent != self._percent:
             self._percent = percent
-            self._call.progress(percent, f"disk {unit.disk + 1} of {len(disks)} is written")
+            self._call.progress(percent, f"disk {unit.disk + 1} of {len(disks)} is being written")

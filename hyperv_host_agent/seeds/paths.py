@@ -75,6 +75,19 @@ class SeedPathTooSmall(Exhausted):
         return units.size(self.needed)
 
 
+class SeedMediumFull(Exhausted):
+    public = "{error.path} became full while the seed was written: {error.free_text} are free"
+    still_works = "parts that are complete stay there; replication goes on"
+    next_step = "make room on it, then run twinsite seed export again: it goes on where it was"
+
+    def __init__(self, path: Path, free: int) -> None:
+        self.path, self.free = path, free
+
+    @property
+    def free_text(self) -> str:
+        return units.size(self.free)
+
+
 class SeedPathTaken(Conflict):
     public = "{error.path} holds another seed of this VM: {error.folder}"
     cause = "it was exported for an earlier replication of the VM"

@@ -11,6 +11,7 @@ from hyperv_host_agent.membership import Membership
 from hyperv_host_agent.peer import Peer
 from hyperv_host_agent.replication.cycle import CycleHeader, DiskGeometry, Kind
 from hyperv_host_agent.replication.sending import CommitAcked
+from hyperv_host_agent.settings import TransferSettings
 from hyperv_host_agent.store.base import ReplicaStore
 from tests.fakes.host_provider import HostProvider, grant, host_agent, host_provider
 from tests.fakes.pki import TestVault
@@ -105,9 +106,17 @@ def data(clusters: Sequence[int], contents: Sequence[bytes], *, sequence: int = 
 
 @contextlib.asynccontextmanager
 async def target(
-    tmp_path: Path, *, prepare: bool = True, store: ReplicaStore | None = None, machine: types_pb2.Machine = MACHINE
+    tmp_path: Path,
+    *,
+    prepare: bool = True,
+    store: ReplicaStore | None = None,
+    machine: types_pb2.Machine = MACHINE,
+    transfer: TransferSettings | None = None,
 ) -> AsyncIterator[Source]:
-    async with host_provider(TestVault()) as provider, host_agent(provider, tmp_path / "b1", store=store) as agent:
+    async with (
+        host_provider(TestVault()) as provider,
+        host_agent(provider, tmp_path / "b1", store=store, transfer=transfer) as agent,
+    ):
         if prepare:
             order = commands_pb2.PrepareReplica(machine=machine, term=1)
             assert (await provider.order(agent.host_id, "p@1", prepare_replica=order)).ok

@@ -208,10 +208,42 @@ def test_a_disk_that_is_full_keeps_what_it_has_and_takes_more_when_there_is_room
 # ---- together ----------------------------------------------------------------------------------------------------
 
 
+class TickClock(MovedClock):
+    """Of one sleeper, of whom it knows whether he sleeps."""
+
+    def __init__(self, now: float) -> None:
+        super().__init__(now)
+        self._asleep = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        self._asleep.set()
+        await super().sleep(seconds)
+
+    def advance(self, seconds: float) -> None:
+        super().advance(seconds)
+        if not self._sleepers:
+            self._asleep.clear()
+
+    async def ticked(self, seconds: float) -> None:
+        """Once he sleeps, so much time passes, and what that woke him for is done."""
+        await self._asleep.wait()
+        self.advance(seconds)
+        await self._asleep.wait()
+
+    async def set_back(self, now: float) -> None:
+        """The wall's clock; sleeping goes on by another."""
+        await self._asleep.wait()
+        (_, _, wake) = self._sleepers.pop()
+        self._now = now
+        self._asleep.clear()
+        wake.set()
+        await self._asleep.wait()
+
+
 class Desk:
     """A host's recorder with a moved clock, and a provider that stores when the test says so."""
 
-    def __init__(self, folder: Path, clock: MovedClock) -> None:
+    def __init__(self, folder: Path, clock: TickClock) -> None:
         self.clock = clock
         self.sampling = Sampling(SampleStore(folder / "statistics.db"), clock)
         self.sent: list[pb.SampleBatch] = []
@@ -234,12 +266,11 @@ class Desk:
         self._tasks.pop().cancel()
 
     async def until(self, check: Callable[[], object]) -> None:
-        """True while time passes; a tick of the recorder takes a thread and some turns of the loop."""
+        """Time passes in ticks of the recorder; each is waited for."""
         for _ in range(1000):
             if check():
                 return
-            self.clock.advance(TICK_SECONDS)
-            await asyncio.sleep(0.01)
+            await self.clock.ticked(TICK_SECONDS)
         raise AssertionError("it did not happen in time")
 
     async def minutes(self, count: int) -> None:
@@ -250,11 +281,11 @@ class Desk:
 
 
 @pytest.fixture
-def clock() -> MovedClock:
-    return MovedClock(BEGIN)
+def clock() -> TickClock:
+    return TickClock(BEGIN)
 
 
-async def test_samples_go_out_until_they_are_stored_and_then_no_more(tmp_path: Path, clock: MovedClock) -> None:
+async def test_samples_go_out_until_they_are_stored_and_then_no_more(tmp_path: Path, clock: TickClock) -> None:
     async with Desk(tmp_path, clock) as desk:
         desk.sampling.watch(VM)
         desk.sampling.view(VM, seen(BEGIN - 1, changed_bytes=5, last=done()))
@@ -274,14 +305,13 @@ async def test_samples_go_out_until_they_are_stored_and_then_no_more(tmp_path: P
         assert desk.sent[2].samples[0].start_unix > first.samples[-1].start_unix
 
 
-async def test_an_outage_of_days_and_a_restart_of_the_agent_lose_no_minute(tmp_path: Path, clock: MovedClock) -> None:
+async def test_an_outage_of_days_and_a_restart_of_the_agent_lose_no_minute(tmp_path: Path, clock: TickClock) -> None:
     store = SampleStore(tmp_path / "statistics.db")
     store.write(samples(3 * BATCH_SAMPLES - 100, first=BEGIN - 86400))
     store.close()
     async with Desk(tmp_path, clock) as desk:
         desk.sampling.view(VM, seen(BEGIN - 1, changed_bytes=5, last=done()))
-        clock.advance(30)
-        await asyncio.sleep(0.01)
+        await clock.ticked(30)
     async with Desk(tmp_path, clock) as desk:  # in the same minute
         desk.sampling.view(VM, seen(BEGIN + 29, changed_bytes=7, last=done()))
         desk.connect()
@@ -299,13 +329,12 @@ async def test_an_outage_of_days_and_a_restart_of_the_agent_lose_no_minute(tmp_p
     assert (minute.cycles, minute.changed_bytes) == (2, 12)
 
 
-async def test_a_full_disk_costs_no_sample_once_there_is_room_again(tmp_path: Path, clock: MovedClock) -> None:
+async def test_a_full_disk_costs_no_sample_once_there_is_room_again(tmp_path: Path, clock: TickClock) -> None:
     async with Desk(tmp_path / "full", clock) as desk:  # a folder that is not there: nothing can be written
         desk.connect()
         desk.sampling.view(VM, seen(BEGIN - 1, changed_bytes=5, last=done()))
         for _ in range(40):
-            clock.advance(TICK_SECONDS)
-            await asyncio.sleep(0.01)
+            await clock.ticked(TICK_SECONDS)
         desk.sampling.view(VM, seen(clock.now(), changed_bytes=6, last=done()))
         assert not desk.sent
         (tmp_path / "full").mkdir()
@@ -320,21 +349,15 @@ async def test_after_a_clock_was_set_back_for_hours_the_minute_goes_on_where_it_
     store = SampleStore(tmp_path / "statistics.db")
     store.write([types_pb2.Sample(vm_id=VM, start_unix=int(BEGIN), cycles=4, changed_bytes=40)])
     store.close()
-    clock = MovedClock(BEGIN + 7 * 3600)
+    clock = TickClock(BEGIN + 7 * 3600)
     async with Desk(tmp_path, clock) as desk:
         desk.sampling.view(VM, seen(changed_bytes=1))
         await desk.minutes(1)
-        clock._now = BEGIN + 10.0
+        await clock.set_back(BEGIN + 10.0)
         desk.sampling.view(VM, seen(changed_bytes=3, last=done()))
         store = desk.sampling._store
 
         def added() -> bool:
             return [(sample.cycles, sample.changed_bytes) for sample in store.minute(int(BEGIN))] == [(5, 42)]
 
-        for _ in range(200):
-            for _, _, wake in desk.clock._sleepers:
-                wake.set()
-            await asyncio.sleep(0.01)
-            if added():
-                break
-        assert added()
+        await desk.until(added)

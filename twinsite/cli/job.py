@@ -135,7 +135,9 @@ def _task(task: admin_pb2.Task) -> str:
     text = task.state.replace("_", " ")
     if task.state == "in_progress":
         text += f" {task.percent} %"
-    if task.bytes_total:
+    if task.bytes_total and task.state == "succeeded":
+        text += f", {units.size(task.bytes_total)}"
+    elif task.bytes_total:
         text += f", {units.size(task.bytes_done)} of {units.size(task.bytes_total)}"
     if task.message:
         text += f" ({task.message})"

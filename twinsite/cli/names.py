@@ -12,7 +12,7 @@ from twinsite.cli.home import Home
 if TYPE_CHECKING:
     from twinsite.cli.session import Api
 
-_SECONDS: Final = 1.0  # a person waits for a key press
+_SECONDS: Final = 2.0  # a person waits for a key press
 Complete = Callable[[click.Context, click.Parameter, str], list[str]]
 
 

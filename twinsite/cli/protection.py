@@ -8,7 +8,7 @@ from twinsite.cli.output import Output, local
 
 def facts(output: Output, p: admin_pb2.Protection) -> list[tuple[str, str]]:
     """What `vm show` says of it."""
-    saved = f", {p.changed_bytes / p.wire_bytes:.1f} : 1 on the wire" if p.wire_bytes else ""
+    saved = f", {p.changed_bytes / p.wire_bytes:.1f} : 1 on the wire" if 0 < p.wire_bytes <= p.changed_bytes else ""
     return [
         ("Health", output.health(p.health)),
         ("Reason", p.reason),

@@ -16,6 +16,7 @@ from twinsite.errors import Unreachable
 FINAL: Final = frozenset({"succeeded", "completed_with_errors", "failed", "cancelled"})
 EXIT: Final = {"succeeded": 0, "completed_with_errors": 3, "failed": 1, "cancelled": 1}
 TIMED_OUT: Final = 8
+_WIDE: Final = 110  # columns of a terminal
 WAITS: Final = -1  # no exit code: the job has not ended and nothing is amiss
 
 
@@ -80,18 +81,13 @@ class _bar:  # noqa: N801  # reads as a function
         self.told: set[str] = set()
         if not output.quiet and not output.json and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+            from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 
-            self.live = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.percentage:>3.0f} %"),
-                TextColumn("{task.fields[detail]}"),
-                TimeElapsedColumn(),
-                TextColumn("^C detaches"),
-                console=Console(stderr=True),
-                transient=True,
-            )
+            console = Console(stderr=True)
+            columns: list[ProgressColumn] = [TextColumn("{task.description}"), TextColumn("{task.percentage:>3.0f} %")]
+            if console.width >= _WIDE:  # what is left and for how long comes before a picture of it
+                columns.append(BarColumn(bar_width=24))
+            self.live = Progress(*columns, TextColumn("{task.fields[detail]}"), console=console, transient=True)
             self.row = self.live.add_task("", total=100, detail="")
 
     def __enter__(self) -> Self:
@@ -108,7 +104,10 @@ class _bar:  # noqa: N801  # reads as a function
         if self.live:
             task = running[-1] if running else (job.tasks[-1] if job.tasks else admin_pb2.Task())
             done = sum(task.state in FINAL for task in job.tasks)
-            description = f"job {job.id} {job.kind}  step {min(done + 1, len(job.tasks))}/{len(job.tasks)} {task.name}"
+            if job.id not in self.told:
+                self.told.add(job.id)
+                self.live.console.print(f"job {job.id} {job.kind} {job.target}  (Ctrl-C detaches, the job goes on)")
+            description = f"  {min(done + 1, len(job.tasks))}/{len(job.tasks)} {task.name}"
             self.live.update(self.row, description=description, completed=task.percent, detail=_detail(task))
             return
         if self.output.json:
@@ -120,12 +119,15 @@ class _bar:  # noqa: N801  # reads as a function
         for task in job.tasks:
             if task.state in FINAL and task.id not in self.told:
                 self.told.add(task.id)
-                self.output.note(f"  {task.name}: {task.state}{f' ({task.message})' if task.message else ''}")
+                told = f" ({task.message})" if task.message and task.state == "succeeded" else ""
+                self.output.note(f"  {task.name}: {task.state}{told}")
 
 
 def _detail(task: admin_pb2.Task) -> str:
     if not task.bytes_total:
         return task.message
+    if task.state == "succeeded":
+        return units.size(task.bytes_total)
     text = f"{units.size(task.bytes_done)} of {units.size(task.bytes_total)}"
     if task.bytes_per_second:
         text += f"  {units.size(int(task.bytes_per_second))}/s  eta {units.duration(task.eta_seconds)}"

@@ -63,8 +63,9 @@ log = structlog.get_logger()
 class EmbeddedHypervisor:
     """VMs are folders in `vms`; `run` is for the guests' control sockets and may vanish with a restart of the host."""
 
-    def __init__(self, vms: Path, run: Path) -> None:
-        self._vms, self._run = vms, run
+    def __init__(self, vms: Path, run: Path, *, point_seconds: float = _POINT_SECONDS) -> None:
+        """`point_seconds`: so long a change of disks waits for whoever reads a point of the VM."""
+        self._vms, self._run, self._point_seconds = vms, run, point_seconds
         self._clock = SystemClock()
         self._lock = threading.Lock()  # guards what follows, and everything that looks at all names
         self._machine_locks: dict[str, threading.RLock] = {}
@@ -234,7 +235,7 @@ class EmbeddedHypervisor:
             geometry.check(folder, change)
             try:
                 # Whoever reads a point of the VM may finish; from here on nobody opens one. One that reads on fails.
-                with reader_lock(folder.path, seconds=_POINT_SECONDS):
+                with reader_lock(folder.path, seconds=self._point_seconds):
                     self._make(vm_id, change)
             except (OSError, ValueError) as error:
                 raise MachineFailed(vm_id, f"its disks cannot be changed: {error}") from error

@@ -96,13 +96,12 @@ async def test_only_the_host_its_grant_names_is_told_and_none_of_an_older_term(t
         assert unknown.value.code == "NOT_TARGET"
 
 
-async def test_a_cycle_that_arrives_meanwhile_ends_the_telling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fingerprint_feed, "_STEP", 1)
+async def test_a_cycle_that_arrives_meanwhile_ends_the_telling(tmp_path: Path) -> None:
     async with target(tmp_path) as source:
         first = source.header()
         acked = await source.copy(first, source.grant(), data([0, 15], [b"a", b"b"]))
         held = await _held(source)
-        chunks = fingerprint_feed.Feed(held, acked.committed, 1).chunks()
+        chunks = fingerprint_feed.Feed(held, acked.committed, 1, at_once=1).chunks()
         assert (await anext(chunks)).disk_id == "disk-1"
         second = source.header(number=2, parent=1, parent_id=first.id, kind=Kind.DELTA, consistency="crash")
         await source.copy(second, source.grant(), zeros())

@@ -1,14 +1,16 @@
 """What a caller of the replication server may do, tried with a client of the test's own."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
-from hyperv_host_agent import rpc, wire
+from hyperv_host_agent import wire
 from hyperv_host_agent.membership import Membership
 from hyperv_host_agent.peer import Peer
 from hyperv_host_agent.replication.cycle import Kind
+from hyperv_host_agent.settings import TransferSettings
 from tests.fakes.hand_source import DISK, MACHINE, target, zeros
 from tests.fakes.pki import TestVault
 from twinsite import keys
@@ -169,11 +171,13 @@ async def test_a_valid_certificate_of_another_host_is_not_the_target(tmp_path: P
             await peer.close()
 
 
-async def test_a_target_that_goes_silent_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_target_that_goes_silent_is_given_up(tmp_path: Path) -> None:
     async with target(tmp_path) as source:
         clock = MovedClock()
         source.peer = Peer(source.me, source.target, source.peer._address, clock)
-        monkeypatch.setattr(rpc.Replication, "send", _listen)
+        held = (await source.agent.targets.receptions.get(MACHINE.id)).held
+        gate = threading.Event()
+        stuck = asyncio.ensure_future(held.run(gate.wait))  # as by a disk that does not answer
         sending = await source.peer.send(1, source.header(), 0, source.grant())
         await sending.write(zeros(), 1)
         watching = asyncio.ensure_future(sending.watch())
@@ -185,13 +189,12 @@ async def test_a_target_that_goes_silent_is_given_up(tmp_path: Path, monkeypatch
             await watching
         assert given_up.value.code == "STALLED"
         sending.cancel()
+        gate.set()
+        await stuck
 
 
-async def test_a_source_that_goes_silent_is_given_up_and_may_come_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rpc, "IDLE_SECONDS", 0.3)
-    async with target(tmp_path) as source:
+async def test_a_source_that_goes_silent_is_given_up_and_may_come_again(tmp_path: Path) -> None:
+    async with target(tmp_path, transfer=TransferSettings(silent_seconds=1)) as source:
         sending = await source.peer.send(1, source.header(), 0, source.grant())
         await sending.write(zeros())
         with pytest.raises(Aborted) as given_up:
@@ -199,9 +202,3 @@ async def test_a_source_that_goes_silent_is_given_up_and_may_come_again(
                 pass
         assert given_up.value.code == "SOURCE_SILENT"
         await source.copy(source.header(), source.grant(), zeros())
-
-
-async def _listen(_self: rpc.Replication, _requests: object, context: object) -> None:
-    """Takes everything and answers nothing."""
-    while isinstance(await context.read(), bytes):  # type: ignore[attr-defined]
-        pass

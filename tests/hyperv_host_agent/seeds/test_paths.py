@@ -1,11 +1,14 @@
+import errno
 from pathlib import Path
 
 import pytest
 
+from hyperv_host_agent.seeds import exporting
 from hyperv_host_agent.seeds.paths import (
     Linux,
     Mount,
     PathRules,
+    SeedMediumFull,
     SeedPathDenied,
     SeedPathMissing,
     SeedPathOnHypervisor,
@@ -143,3 +146,9 @@ def test_names_of_servers_are_found_in_every_form():
     ]
     line = "36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - cifs //nas/a\\040b rw,errors=continue"
     assert parse_mounts(f"{line}\nnonsense\n") == [Mount(Path("/mnt 2"), "cifs", "//nas/a b")]
+
+
+def test_a_medium_that_becomes_full_is_told_from_one_that_is_too_small(tmp_path: Path) -> None:
+    with pytest.raises(SeedMediumFull, match="became full") as full, exporting.writing(tmp_path, lambda: 4096):
+        raise OSError(errno.ENOSPC, "no space")
+    assert "goes on where it was" in full.value.text("next_step")

@@ -295,8 +295,16 @@ async def test_an_agent_that_restarts_in_the_midst_of_an_export_finishes_it(tmp_
         seeded.send_export()
         command = f"export-{seeded.orders}@1"
         await eventually("the command to be taken", lambda: command in two.at_source.received)
-        asyncio.get_running_loop().call_later(0.3, lock.release)
-        await two.restart_source()
+        running = two.source.commands._running
+
+        async def released() -> None:
+            """Not before the agent ends."""
+            await eventually("the agent to end", lambda: not running or running[command][1].cancelling())
+            lock.release()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(released())
+            await two.restart_source()
         result = await two.provider.result(two.source.host_id, command)
         assert result.ok, result.error
         assert (await seeded.import_()).ok
@@ -310,11 +318,18 @@ async def test_ending_the_protection_does_not_wait_for_an_export(tmp_path: Path)
         seeded.send_export()
         command = f"export-{seeded.orders}@1"
         await eventually("the command to be taken", lambda: command in two.at_source.received)
-        asyncio.get_running_loop().call_later(0.5, lock.release)
-        two.provider.assign(two.source.host_id)
-        forgotten = await two.provider.order(
-            two.source.host_id, "forget@1", forget_source=commands_pb2.ForgetSource(vm_id=seeded.machine.id)
-        )
+
+        async def released() -> None:
+            """Not before the protection ends."""
+            await eventually("the end", lambda: not two.source.sources.assigned(seeded.machine.id))
+            lock.release()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(released())
+            two.provider.assign(two.source.host_id)
+            forgotten = await two.provider.order(
+                two.source.host_id, "forget@1", forget_source=commands_pb2.ForgetSource(vm_id=seeded.machine.id)
+            )
         assert forgotten.ok, forgotten.error
         result = await two.provider.result(two.source.host_id, command)
         assert result.error.code in {"REPLICATION_ENDED", "NOT_REPLICATED_HERE"}

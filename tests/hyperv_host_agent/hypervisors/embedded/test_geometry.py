@@ -14,6 +14,7 @@ from hyperv_host_agent.changes.durable import locked
 from hyperv_host_agent.changes.tracked_disks import OWNER_LOCK, TrackedDisks
 from hyperv_host_agent.changes.tracked_file import TrackedFileSource
 from hyperv_host_agent.hypervisors.base import MachineFailed, MachineFenced, Power, Purpose
+from hyperv_host_agent.hypervisors.embedded import EmbeddedHypervisor
 from hyperv_host_agent.hypervisors.embedded.geometry import BadDiskChange, DiskChange
 from hyperv_host_agent.hypervisors.embedded.machine_folder import MachineFolder
 from hyperv_host_agent.replication.cycle import DiskGeometry
@@ -149,9 +150,9 @@ def test_a_disk_that_shrank_and_grew_reads_zeros_there(site: Guests, between: bo
 
 
 def test_a_point_that_is_open_while_a_disk_changes_ends_with_a_reason_and_the_next_one_has_it_all(
-    site: Guests, monkeypatch: pytest.MonkeyPatch
+    site: Guests,
 ):
-    monkeypatch.setattr("hyperv_host_agent.hypervisors.embedded.hypervisor._POINT_SECONDS", 0.1)
+    site.hypervisor = EmbeddedHypervisor(site.vms, site.run, point_seconds=0.1)
     vm_id = site.new()
     taken = Taken(site.hypervisor.change_source(vm_id))
     taken.next()
