@@ -78,6 +78,7 @@ class Machines(admin_pb2_grpc.MachinesServicer):
             target_host=request.target_host,
             initial=Initial.from_proto(request),
             dry_run=request.dry_run,
+            ask_hosts=request.ask_hosts,
         )
 
     async def StartInitial(self, request: admin_pb2.MachineActionRequest, context: Context) -> admin_pb2.ActionResponse:

@@ -11,7 +11,7 @@ from coordinator.inventory.mutation import Mutation
 from coordinator.inventory.service import HostView
 from coordinator.jobs import Jobs, TaskPlan
 from coordinator.jobs.model import JobNotFound
-from coordinator.protection import store
+from coordinator.protection import preflight, store
 from coordinator.protection.desired import Desired
 from coordinator.protection.errors import (
     AlreadyProtected,
@@ -65,9 +65,12 @@ class Protections:
     # ---- protect ------------------------------------------------------------------------------------------------
 
     async def protect(
-        self, by: Mutation, name: str, *, pair: str, target_host: str, initial: Initial, dry_run: bool
+        self, by: Mutation, name: str, *, pair: str, target_host: str, initial: Initial, dry_run: bool, ask_hosts: bool
     ) -> admin_pb2.ActionResponse:
-        """Protect a VM through the pair of its cloud. `pair` and `target_host` may be empty."""
+        """Protect a VM through the pair of its cloud. `pair` and `target_host` may be empty.
+
+        `ask_hosts`: a dry run is a job, in which both hosts say what they find.
+        """
         now = self._clock.now()
         async with self._database.write() as connection:
             await store.alone(connection)
@@ -88,6 +91,10 @@ class Protections:
             answer = _protect_consequences(vm, through, target)
             answer.consequences.extend(initial.consequences(vm.name, target.name, now, machine.disks))
             if dry_run:
+                if ask_hosts and vm.machine.host.connected and target.connected:
+                    answer.job_id = await preflight.submit(self._jobs, connection, by, vm, target)
+                elif ask_hosts:
+                    answer.warnings.append(f"it is not known whether {vm.name} would run there: only the hosts can say")
                 return answer
             answer.job_id = await self._jobs.submit(
                 connection,

@@ -8,11 +8,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from coordinator import audit
 from coordinator.inventory import service as inventory
 from coordinator.inventory import store as inventory_store
-from coordinator.inventory.model import disks_of, instant, machine_is_good
+from coordinator.inventory.model import disks_of, instant
 from coordinator.jobs import Jobs, TaskContext
-from coordinator.protection import store
+from coordinator.protection import preflight, store
 from coordinator.protection.desired import Desired
-from coordinator.protection.errors import DisksChanged, MachineIsMissing, NoDisks, Overtaken
+from coordinator.protection.errors import DisksChanged, Overtaken
 from coordinator.protection.hosts import COMMAND_SECONDS, clean_up, clean_up_later, tell
 from coordinator.protection.model import Phase, Protected
 from coordinator.protection.pairs import usable
@@ -44,6 +44,7 @@ class Steps:
             ("clean-up.source", self._late_source),
         ):
             self._jobs.handler(kind, task)
+        preflight.register(self._jobs)
 
     # ---- pair.create --------------------------------------------------------------------------------------------
 
@@ -70,14 +71,8 @@ class Steps:
 
     async def _check_source(self, context: TaskContext) -> None:
         item = await _mine(context, Phase.PREPARING)
-        order = commands_pb2.HostCommand(
-            host_id=item.source_host, check_source=commands_pb2.CheckSource(vm_id=item.vm_id)
-        )
-        machine = (await tell(context, order, timeout=COMMAND_SECONDS)).machine
-        if machine.id != item.vm_id or not machine_is_good(machine):
-            raise MachineIsMissing(item.vm_name, item.source_host)
-        if not machine.disks:
-            raise NoDisks(item.vm_name)
+        machine, _ = await preflight.ask_source(context, item, timeout=COMMAND_SECONDS)
+        machine.ClearField("native")  # no inventory has it
         async with context.database.write() as connection:
             item = await _mine_in(connection, context, Phase.PREPARING)
             # The answer is the newest description there is; the target is prepared for it.
@@ -90,9 +85,8 @@ class Steps:
 
     async def _prepare_target(self, context: TaskContext) -> None:
         item = await _mine(context, Phase.PREPARING)
-        async with context.database.read() as connection:
-            known = await inventory_store.list_machines(connection, host_id=item.source_host, vm_id=item.vm_id)
-        machine = known[0].document
+        # Asked anew, for what is too large to be kept here: the VM in its hypervisor's own words.
+        machine, found = await preflight.ask_source(context, item, timeout=COMMAND_SECONDS)
         if disks_of(machine) != item.disks:
             raise DisksChanged(item.vm_name)
         order = commands_pb2.HostCommand(
@@ -100,8 +94,9 @@ class Steps:
             prepare_replica=commands_pb2.PrepareReplica(machine=machine, term=item.term, existing=dict(item.existing)),
         )
         result = await tell(context, order, timeout=COMMAND_SECONDS)
-        if result.note:
-            await context.set_result(note=result.note)
+        note = "; ".join(filter(None, (found, result.note)))
+        if note:
+            await context.set_result(note=note)
 
     async def _enable(self, context: TaskContext) -> None:
         async with context.database.write() as connection:

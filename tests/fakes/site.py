@@ -43,6 +43,8 @@ class FakeHost:
     points: dict[str, list[types_pb2.Point]] = field(default_factory=dict)
     refuse: dict[str, types_pb2.ErrorDetail] = field(default_factory=dict)
     stuck: set[str] = field(default_factory=set)
+    findings: str = ""  # what it notes about a VM that it is asked about
+    native: types_pb2.NativeDescription | None = None  # of its VMs, told to whoever checks them
     done: list[str] = field(default_factory=list)  # actions, in order; each once per id
     orders: list[commands_pb2.HostCommand] = field(default_factory=list)  # the same, whole
     verified: commands_pb2.Verified = field(default_factory=commands_pb2.Verified)
@@ -74,7 +76,13 @@ class FakeHost:
         match action:
             case "check_source":
                 result.machine.CopyFrom(next(one for one in self.machines if one.id == command.check_source.vm_id))
+                if self.native is not None:
+                    result.machine.native.CopyFrom(self.native)
+                result.note = self.findings
+            case "check_target":
+                result.note = self.findings
             case "prepare_replica":
+                result.note = self.findings
                 self.replicas[command.prepare_replica.machine.id] = command.prepare_replica.machine
             case "test_failover":
                 order = command.test_failover

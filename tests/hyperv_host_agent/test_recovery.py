@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperv_host_agent.hypervisors.base import MachineMissing, Power, Purpose
+from hyperv_host_agent.hypervisors.base import Finding, MachineMissing, Native, Power, Purpose, Severity
 from tests.fakes.agent_pair import FIRST, SECOND, contents, pair, spec
 from tests.fakes.host_provider import eventually, grant
 from tests.fakes.pki import TestVault
@@ -216,3 +216,71 @@ async def test_a_protected_vm_starts_with_its_host_once_it_is_certain_that_it_ma
         await two.restart_source()
         await two.settled(machine.id)
         assert two.hypervisor.machine(machine.id).power is Power.STOPPED  # on purpose: it stays so
+
+
+NATIVE = Native("libvirt-domain", "<domain/>", (("nvram", b"variables"),))
+
+
+async def test_a_vms_own_words_travel_with_its_points_and_not_with_the_inventory(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        machine = spec()
+        two.hypervisor.add(machine, contents=contents(), native=NATIVE)
+        found = await two.provider.order(
+            two.source.host_id, "check@1", check_source=commands_pb2.CheckSource(vm_id=machine.id)
+        )
+        assert (found.machine.native.document, list(found.machine.native.files)) == ("<domain/>", [])
+        await two.protect(machine)
+        await two.settled(machine.id)
+        assert not any(told.HasField("native") for told in two.at_source.status.machines)
+        test = await two.provider.order(
+            two.target.host_id, "test@1", test_failover=TEST(vm_id=machine.id, test_id="t1")
+        )
+        assert two.there.describe(test.machine.id) == NATIVE
+        result = await two.provider.order(two.target.host_id, "failover@1", failover=two.failover(machine.id))
+        assert result.ok, result.error
+        assert two.there.describe(machine.id) == NATIVE
+
+
+async def test_what_the_target_finds_is_said_and_an_obstacle_is_met_before_the_term_is_raised(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        machine = spec()
+        two.add(machine, contents())
+        two.there.preflown.append(Finding(Severity.WARNING, "network", "this host has no network 'lan'"))
+        prepared = await two.prepare(two.describe(machine.id), attempt=7)
+        assert prepared.note == "warning: this host has no network 'lan'"
+        await two.protect(machine)
+        await two.settled(machine.id)
+        two.there.preflown.append(Finding(Severity.OBSTACLE, "machine type", "no machine type x"))
+        refused = await two.provider.order(two.target.host_id, "failover@1", failover=two.failover(machine.id))
+        assert (refused.ok, refused.error.code) == (False, "OBSTACLES")
+        two.there.preflown.pop()
+        result = await two.provider.order(two.target.host_id, "failover@2", failover=two.failover(machine.id))
+        assert result.ok, result.error
+        assert "warning: this host has no network 'lan'" in result.note
+
+
+async def test_a_vm_that_cannot_be_replicated_is_not_and_what_else_is_found_is_said(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        machine = spec()
+        two.add(machine, contents())
+        check = commands_pb2.CheckSource(vm_id=machine.id)
+        two.hypervisor.examined.append(Finding(Severity.WARNING, "disk", "vdb is raw"))
+        found = await two.provider.order(two.source.host_id, "check@1", check_source=check)
+        assert (found.ok, found.note) == (True, "warning: vdb is raw")
+        two.hypervisor.examined.append(Finding(Severity.OBSTACLE, "definition", "it is not persistent"))
+        refused = await two.provider.order(two.source.host_id, "check@2", check_source=check)
+        assert (refused.error.code, "not persistent" in refused.error.message) == ("NOT_REPLICABLE", True)
+
+
+async def test_a_target_is_asked_without_being_prepared(tmp_path: Path) -> None:
+    async with pair(tmp_path) as two:
+        machine = spec()
+        two.add(machine, contents())
+        two.there.preflown.append(Finding(Severity.OBSTACLE, "machine type", "no machine type x"))
+        order = commands_pb2.CheckTarget(machine=two.describe(machine.id))
+        refused = await two.provider.order(two.target.host_id, "check@1", check_target=order)
+        assert refused.error.code == "OBSTACLES"
+        two.there.preflown.clear()
+        assert (await two.provider.order(two.target.host_id, "check@2", check_target=order)).ok
+        prepared = await two.prepare(two.describe(machine.id))
+        assert prepared.ok, prepared.error

@@ -124,11 +124,15 @@ async def protect(
     request = admin_pb2.ProtectRequest(
         name=name, pair=pair, target_host=target_host, dry_run=True, initial=initial, existing=_images(existing)
     )
+    request.ask_hosts = dry_run
     async with context.connect() as api:
         plan = await api.machines.Protect(request)
         confirm.show(plan.consequences, plan.warnings)
         if dry_run:
+            if plan.job_id:
+                await context.finish(api, plan.job_id, following="")
             return
+        request.ask_hosts = False
         confirm.yes(f"protecting {name}", given=yes, no_input=context.no_input)
         request.dry_run = False
         answer = await api.machines.Protect(request)
