@@ -69,6 +69,7 @@ def hypervisor_of(settings: Settings) -> Hypervisor:
             settings.hypervisor.uri,
             settings.vms,
             settings.state / "hypervisor",
+            settings.hypervisor.scratch,
             networks={network.from_: network.to for network in settings.hypervisor.networks},
             test_network=settings.hypervisor.test_network,
         )

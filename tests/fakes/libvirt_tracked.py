@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deploy.lab.libvirt_host import LibvirtHost
@@ -11,12 +12,11 @@ from hyperv_host_agent.hypervisors.libvirt.binding import Connection
 from hyperv_host_agent.hypervisors.libvirt.describe import describe, disk_id
 from hyperv_host_agent.hypervisors.libvirt.domain import Domain
 from hyperv_host_agent.hypervisors.libvirt.tracking.job import Job
-from hyperv_host_agent.hypervisors.libvirt.tracking.places import Places
+from hyperv_host_agent.hypervisors.libvirt.tracking.places import Places, VmPlaces
 from hyperv_host_agent.hypervisors.libvirt.tracking.point import LibvirtPoint
 from hyperv_host_agent.hypervisors.libvirt.tracking.source import LibvirtChangeSource, _Held
 from tests.fakes.libvirt_host import IdleGuest
 from twinsite.extents import CLUSTER, Run, clusters
-from twinsite.units import MiB
 
 
 class NoGuard:
@@ -27,6 +27,23 @@ class NoGuard:
 
     def disarm(self) -> bool:
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class NarrowPlaces(Places):
+    """Whose scratch folder has as much room as the test says."""
+
+    room: list[int] = field(default_factory=lambda: [1 << 40])  # bytes
+
+    def of(self, vm_id: str) -> VmPlaces:
+        return NarrowVmPlaces(self, Places.of(self, vm_id).name)
+
+
+@dataclass(frozen=True, slots=True)
+class NarrowVmPlaces(VmPlaces):
+    def free(self) -> int:
+        assert isinstance(self.all, NarrowPlaces)
+        return self.all.room[0]
 
 
 class TrackedDomain:
@@ -43,7 +60,7 @@ class TrackedDomain:
         self.host = host
         self.guest = IdleGuest.define(host, name, disks=disks, disk_format=disk_format, options=options, extra=extra)
         self.connection = Connection(host.uri)
-        self.places = Places(host.root / "state", host.root / "sock", host.root / "scratch", least_free=16 * MiB)
+        self.places = NarrowPlaces(host.root / "state", host.root / "sock", host.root / "scratch")
         self.source = self.new_source()
 
     def domain(self) -> Domain:
@@ -125,7 +142,7 @@ class TrackedDomain:
         domain = self.domain()
         found = [f"job {domain.job()}"] if domain.is_active() and domain.job() else []
         for folder in (self.places.run, self.places.scratch):
-            found += [str(path) for path in folder.iterdir()]
+            found += [str(path) for path in folder.glob("*")]
         names = [name for name in domain.checkpoints() if name.startswith("twinsite-")]
         found += names[1:]
         for process in Path("/proc").glob("[0-9]*"):

@@ -3,19 +3,17 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from hyperv_host_agent.changes.base import ChangeSource, SourceUnavailable
 from hyperv_host_agent.hypervisors.libvirt import library
 from hyperv_host_agent.hypervisors.libvirt.binding import Connection
 from hyperv_host_agent.hypervisors.libvirt.hypervisor import LibvirtHypervisor
+from hyperv_host_agent.hypervisors.libvirt.tracking.sources import LibvirtSources
 
 
 def open_libvirt(
-    uri: str, vms: Path, state: Path, *, networks: Mapping[str, str], test_network: str
+    uri: str, vms: Path, state: Path, scratch: Path, *, networks: Mapping[str, str], test_network: str
 ) -> LibvirtHypervisor:
-    """It need not answer yet. Raises LibvirtMissing."""
+    """`scratch`: for what guests overwrite while they are read. libvirt need not answer yet. Raises LibvirtMissing."""
     library.libvirt()
-    return LibvirtHypervisor(Connection(uri), vms, state, source=_source, networks=networks, test_network=test_network)
-
-
-def _source(_: LibvirtHypervisor, vm_id: str) -> ChangeSource:
-    raise SourceUnavailable(vm_id, "this version does not track changes of VMs under libvirt")
+    connection = Connection(uri)
+    sources = LibvirtSources(connection, state / "tracking", scratch)
+    return LibvirtHypervisor(connection, vms, state, source=sources, networks=networks, test_network=test_network)

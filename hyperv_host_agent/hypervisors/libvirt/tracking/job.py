@@ -19,6 +19,7 @@ from twinsite.errors import TwinsiteError
 
 _LOOK_SECONDS: Final = 0.2
 _END_SECONDS: Final = 5.0
+_END_LOOK_SECONDS: Final = 0.005
 _HOLDERS: Final = {
     "backup": "another backup tool",
     "migration_in": "a migration",
@@ -103,6 +104,7 @@ def end(vm_id: str, domain: Domain, places: VmPlaces) -> None:
     """
     try:
         domain.abort_job()
+        _wait_ended(domain)
     except NotThere:
         pass
     except TwinsiteError as error:
@@ -115,6 +117,15 @@ def end(vm_id: str, domain: Domain, places: VmPlaces) -> None:
     except TwinsiteError as error:
         _log.error("guest_not_resumed", vm_id=vm_id, problem=str(error))
     places.sweep()
+
+
+def _wait_ended(domain: Domain) -> None:
+    """An abort is only asked for; the files of the job are closed a little later."""
+    pause = threading.Event()
+    for _ in range(int(_END_SECONDS / _END_LOOK_SECONDS)):
+        if domain.job() is None:
+            return
+        pause.wait(_END_LOOK_SECONDS)
 
 
 def ours(domain: Domain, places: VmPlaces) -> bool:

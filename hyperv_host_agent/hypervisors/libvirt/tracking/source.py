@@ -64,7 +64,6 @@ class LibvirtChangeSource:
         self.vm_id = vm_id
         self._domain, self._machine = domain, machine
         self._places = places.of(vm_id)
-        self._places.make()
         self._clock = clock or SystemClock()
         self._wait_seconds = wait_seconds
         self._lock = threading.RLock()  # guards what follows, and what is remembered
@@ -100,6 +99,7 @@ class LibvirtChangeSource:
             if self._point is not None and not self._point.closed:
                 return
             self._now.rest()
+            self._places.make()
             with locked(self._places.lock) as free:
                 if not free:
                     return
@@ -334,6 +334,7 @@ class LibvirtChangeSource:
             return session
 
     def _hold(self, held: contextlib.ExitStack) -> None:
+        self._places.make()
         if not held.enter_context(locked(self._places.lock, seconds=1.0)):
             raise SourceUnavailable(self.vm_id, "a point of it is open already, in another process")
 
@@ -398,6 +399,7 @@ class LibvirtChangeSource:
 
     def _remember(self, known: Memory) -> None:
         try:
+            self._places.make()
             memory.write(self._places.memory, known)
         except OSError as error:
             raise SourceUnavailable(self.vm_id, f"what is known of its changes cannot be kept: {error}") from error

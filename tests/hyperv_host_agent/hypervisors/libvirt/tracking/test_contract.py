@@ -14,7 +14,6 @@ from hyperv_host_agent.hypervisors.libvirt import mark, tree
 from hyperv_host_agent.hypervisors.libvirt.tracking.source import LibvirtChangeSource
 from hyperv_host_agent.replication.cycle import DiskGeometry
 from tests.contracts.change_source import DISKS, ChangeSourceContract, Rig
-from tests.fakes.libvirt_host import libvirt_host_running, need_libvirt
 from tests.fakes.libvirt_tracked import TrackedDomain, abandon
 from twinsite.extents import CLUSTER
 
@@ -86,13 +85,6 @@ class LibvirtRig(Rig):
         if point is not None and not point.closed:
             abandon(point)
         self.source = self.tracked.source = self.tracked.new_source()
-
-
-@pytest.fixture(scope="module")
-def host() -> Iterator[LibvirtHost]:
-    need_libvirt()
-    with libvirt_host_running() as host:
-        yield host
 
 
 class TestLibvirt(ChangeSourceContract):
