@@ -388,8 +388,9 @@ class _Life:
 
     async def _fetch(self, committed: Committed) -> None:
         try:
+            present = await self._reader.run(self._source.disks)
             async with contextlib.aclosing(self._fingerprints(committed)) as chunks:
-                disks = await index_fetch.fetch(chunks, committed, self._reader)
+                disks = await index_fetch.fetch(chunks, committed, self._reader, present)
         except TwinsiteError as error:
             _log.warning("index_not_fetched", vm_id=self._means.vm_id, reason=str(error), cause=error.text("cause"))
             if isinstance(error, Precondition | InvalidInput) or error.code == StoreDamaged.code:

@@ -13,7 +13,7 @@ from hyperv_host_agent.changes.fingerprints import FingerprintIndex
 from hyperv_host_agent.changes.memory import MemoryChangeSource
 from hyperv_host_agent.pending import Pending
 from hyperv_host_agent.reading import Compressors, Reader
-from hyperv_host_agent.replication.cycle import Committed, Kind, Wanted
+from hyperv_host_agent.replication.cycle import Committed, DiskGeometry, Kind, Wanted
 from hyperv_host_agent.store.memory import MemoryStore
 from hyperv_host_agent.wire import BadMessage
 from tests.fakes.hand_source import MACHINE, Source, data, target, zeros
@@ -130,6 +130,7 @@ async def given(*chunks: FingerprintsChunk, error: Exception | None = None) -> A
 
 
 DISKS = [FingerprintsChunk(disk_id=disk.id, disk_bytes=disk.size_bytes) for disk in BIG.disks]
+PRESENT = [DiskGeometry(disk.id, disk.size_bytes) for disk in BIG.disks]
 NEWEST = Committed(7, b"seven" + bytes(11))
 
 
@@ -139,13 +140,13 @@ def run(disk: int, start: int, count: int) -> FingerprintsChunk:
 
 async def test_an_index_made_from_what_the_target_tells_is_whole(reader: Reader) -> None:
     pieces = [run(1, 0, 3), run(1, 4000, 4096), run(2, 1, 1)]
-    await index_fetch.fetch(given(*DISKS, *pieces), NEWEST, reader)
+    await index_fetch.fetch(given(*DISKS, *pieces), NEWEST, reader, PRESENT)
     assert reader.index.base == NEWEST
     for piece in pieces:
         count = len(piece.fingerprints) // FINGERPRINT_BYTES
         assert reader.index.get(piece.disk_id, Run(piece.start, count)) == piece.fingerprints
     assert reader.index.get("disk-1", Run(3, 1)) == ZERO_FINGERPRINT
-    await index_fetch.fetch(given(*DISKS), Committed(8, bytes(16)), reader)
+    await index_fetch.fetch(given(*DISKS), Committed(8, bytes(16)), reader, PRESENT)
     assert reader.index.get("disk-1", Run(0, 1)) == ZERO_FINGERPRINT
     await reader.close()
 
@@ -153,13 +154,15 @@ async def test_an_index_made_from_what_the_target_tells_is_whole(reader: Reader)
 async def test_a_cut_leaves_the_index_as_it_was(reader: Reader) -> None:
     for error in (Unreachable(), OSError("No space left on device")):
         with pytest.raises(type(error)):
-            await index_fetch.fetch(given(*DISKS, run(1, 0, 4096), error=error), NEWEST, reader)
+            await index_fetch.fetch(given(*DISKS, run(1, 0, 4096), error=error), NEWEST, reader, PRESENT)
         assert reader.index.base is None
         assert reader.index.staged is None
-    await index_fetch.fetch(given(*DISKS, run(1, 0, 1)), NEWEST, reader)
+    await index_fetch.fetch(given(*DISKS, run(1, 0, 1)), NEWEST, reader, PRESENT)
     before = reader.index.get("disk-1", Run(0, 1))
     with pytest.raises(Unreachable):
-        await index_fetch.fetch(given(*DISKS, run(1, 0, 10), error=Unreachable()), Committed(8, bytes(16)), reader)
+        await index_fetch.fetch(
+            given(*DISKS, run(1, 0, 10), error=Unreachable()), Committed(8, bytes(16)), reader, PRESENT
+        )
     assert reader.index.base == NEWEST
     assert reader.index.get("disk-1", Run(0, 1)) == before
     await reader.close()
@@ -184,9 +187,24 @@ BAD = {
 @pytest.mark.parametrize("chunks", BAD.values(), ids=BAD.keys())
 async def test_fingerprints_that_make_no_sense_make_no_index(reader: Reader, chunks: list[FingerprintsChunk]) -> None:
     with pytest.raises(BadMessage):
-        await index_fetch.fetch(given(*chunks), NEWEST, reader)
+        await index_fetch.fetch(given(*chunks), NEWEST, reader, PRESENT)
     assert reader.index.base is None
     assert reader.index.staged is None
+    await reader.close()
+
+
+async def test_a_target_cannot_fill_the_source_with_fingerprints_of_disks_that_nobody_has(reader: Reader) -> None:
+    far = 64 << 40
+    lies = [*DISKS, FingerprintsChunk(disk_id="disk-9", disk_bytes=far)]
+    many = FingerprintsChunk(disk_id="disk-9", start=far // CLUSTER - 1, fingerprints=os.urandom(FINGERPRINT_BYTES))
+    disks = await index_fetch.fetch(given(*lies, run(1, 0, 3), many), NEWEST, reader, PRESENT)
+    assert [disk.id for disk in disks] == [disk.id for disk in PRESENT]  # what is left out is sent whole
+    assert reader.index.get("disk-9", Run(far // CLUSTER - 1, 1)) == ZERO_FINGERPRINT
+    with pytest.raises(BadMessage, match="far more than the VM has"):
+        await index_fetch.fetch(given(*lies[-1:], many), NEWEST, reader, PRESENT)
+    halved = [DiskGeometry(disk.id, disk.size // 2) for disk in PRESENT]
+    disks = await index_fetch.fetch(given(*DISKS, run(1, 0, 3)), Committed(8, bytes(16)), reader, halved)
+    assert [disk.id for disk in disks] == [disk.id for disk in PRESENT]
     await reader.close()
 
 
