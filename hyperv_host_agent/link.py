@@ -112,5 +112,7 @@ class Link:
                 self._commands.cancel(message.cancel.id)
             case "result_stored":
                 await self._commands.stored(message.result_stored.id)
+            case "points_asked":
+                self._outbox.tell_points(message.points_asked.vm_id)
             case "samples_stored":
                 await self._sampling.stored(message.samples_stored.id)

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Final
 
+from twinsite import point_changes
 from twinsite.api.provider.v1 import host_link_pb2 as pb
 from twinsite.api.types.v1 import commands_pb2, types_pb2
 from twinsite.clock import Clock
@@ -22,6 +23,8 @@ class Outbox:
         self._host: types_pb2.HostStatus | None = None
         self._statuses: dict[str, types_pb2.ReplicationStatus] = {}
         self._points: dict[str, tuple[types_pb2.Point, ...]] = {}
+        self._told: dict[str, point_changes.ByCycle] = {}  # of them, in this session
+        self._points_due: dict[str, None] = {}
         self._held = 0
         self._urgent: list[pb.FromHost] = []
         self._progress: dict[str, commands_pb2.CommandProgress] = {}
@@ -44,7 +47,8 @@ class Outbox:
         held = tuple(points)
         if held != self._points.get(vm_id):
             self._points[vm_id] = held
-            self._send(pb.FromHost(points=pb.HostPoints(vm_id=vm_id, points=held)))
+            self._points_due[vm_id] = None
+            self._wake.set()
 
     def one_more_point(self, vm_id: str, point: types_pb2.Point) -> None:
         """Told at once: the source may be gone a second later, and this is what its loss is measured by."""
@@ -55,7 +59,13 @@ class Outbox:
         self._statuses.pop(vm_id, None)
         self._changed.discard(vm_id)
         if self._points.pop(vm_id, ()):
-            self._send(pb.FromHost(points=pb.HostPoints(vm_id=vm_id)))
+            self.tell_points(vm_id)
+
+    def tell_points(self, vm_id: str) -> None:
+        """All of them, whatever was told before."""
+        self._told.pop(vm_id, None)
+        self._points_due[vm_id] = None
+        self._wake.set()
 
     def held(self, version: int) -> None:
         self._held = version
@@ -83,9 +93,9 @@ class Outbox:
         """A new session starts: it is told everything, and given the results it has not stored."""
         self._urgent = [pb.FromHost(status=self._host)] if self._host is not None else []
         self._urgent.append(pb.FromHost(held=pb.AssignmentsHeld(version=self._held)))
-        self._urgent += [
-            pb.FromHost(points=pb.HostPoints(vm_id=vm_id, points=points)) for vm_id, points in self._points.items()
-        ]
+        self._told.clear()
+        self._points_due = dict.fromkeys(self._points)
+        self._urgent += self._due_points()
         self._urgent += [pb.FromHost(result=result) for result in results]
         self._changed = set(self._statuses)
         self._wake.set()
@@ -97,7 +107,9 @@ class Outbox:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            urgent, self._urgent = self._urgent, []
+            # Points first: who reads a result may look for the point that it names.
+            urgent = [*self._due_points(), *self._urgent]
+            self._urgent = []
             urgent += [pb.FromHost(progress=progress) for progress in self._progress.values()]
             self._progress.clear()
             if urgent:
@@ -112,6 +124,23 @@ class Outbox:
             self._changed.clear()
             self._send(pb.FromHost(statuses=pb.Statuses(statuses=changed)))
             await clock.sleep(STATUS_SECONDS)
+
+    def _due_points(self) -> list[pb.FromHost]:
+        """What of the points was not told yet; nothing is kept of states that nobody was told."""
+        due, self._points_due = self._points_due, {}
+        messages = []
+        for vm_id in due:
+            now = point_changes.by_cycle(self._points.get(vm_id, ()))
+            told = self._told.get(vm_id)
+            fresh, gone = point_changes.since(told or {}, now)
+            if told is None or fresh or gone:
+                said = pb.HostPoints(
+                    vm_id=vm_id, points=fresh.values(), changes=told is not None, gone=gone, total=len(now)
+                )
+                messages.append(pb.FromHost(points=said))
+            if vm_id in self._points:
+                self._told[vm_id] = now
+        return messages
 
     def _send(self, message: pb.FromHost) -> None:
         self._urgent.append(message)

@@ -171,6 +171,8 @@ class Link:
                 await self._commands.cancel(message.cancel.id)
             case "result_stored":
                 await self._commands.stored(message.result_stored.id)
+            case "points_asked":
+                self._outbox.tell_points(message.points_asked.host_id, message.points_asked.vm_id)
             case "samples_stored":
                 self._samples.stored(message.samples_stored)
             case "sync_clouds":

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from twinsite import point_changes
 from twinsite.api.coordinator.v1 import link_pb2 as pb
 from twinsite.api.types.v1 import commands_pb2, types_pb2
 
@@ -24,10 +25,11 @@ class Outbox:
     def __init__(self) -> None:
         self._inventory = pb.Inventory()
         self._statuses: dict[StatusKey, types_pb2.ReplicationStatus] = {}
-        self._points: dict[PointsKey, pb.Points] = {}
+        self._points: dict[PointsKey, point_changes.ByCycle] = {}
+        self._told: dict[PointsKey, point_changes.ByCycle] = {}  # of them, in this session
         self._inventory_due = False
         self._statuses_due: set[StatusKey] = set()
-        self._points_due: dict[PointsKey, pb.Points] = {}
+        self._points_due: dict[PointsKey, None] = {}
         self._samples: dict[str, pb.HostSamples] = {}  # by host; the newest batch, until it is stored
         self._samples_due: set[str] = set()
         self._receipts: dict[str, None] = {}
@@ -59,17 +61,38 @@ class Outbox:
         kept = set(vm_ids)
         for place in [place for place in self._points if place[0] == host_id and place[1] not in kept]:
             del self._points[place]
+            self._told.pop(place, None)
             self._points_due.pop(place, None)
         for key in [key for key in self._statuses if key[0] == host_id and key[1] not in kept]:
             del self._statuses[key]
             self._statuses_due.discard(key)
 
     def points(self, host_id: str, vm_id: str, points: Iterable[types_pb2.Point]) -> None:
-        said = pb.Points(host_id=host_id, vm_id=vm_id, points=points)
+        self._has(host_id, vm_id, point_changes.by_cycle(points))
+
+    def points_changed(
+        self, host_id: str, vm_id: str, fresh: Iterable[types_pb2.Point], gone: Iterable[int], *, total: int
+    ) -> bool:
+        """False: what was known is not what the host counts from. It has to tell all of them."""
+        held = self._points.get((host_id, vm_id))
+        now = None if held is None else point_changes.applied(held, fresh, gone, total=total)
+        if now is not None:
+            self._has(host_id, vm_id, now)
+        return now is not None
+
+    def tell_points(self, host_id: str, vm_id: str) -> None:
+        """All of them, whatever was told before."""
         key = host_id, vm_id
-        if self._points.get(key) != said:
-            self._points[key] = said
-            self._points_due[key] = said
+        if key in self._points:
+            self._told.pop(key, None)
+            self._points_due[key] = None
+            self._wake.set()
+
+    def _has(self, host_id: str, vm_id: str, now: point_changes.ByCycle) -> None:
+        key = host_id, vm_id
+        if self._points.get(key) != now:
+            self._points[key] = now
+            self._points_due[key] = None
             self._wake.set()
 
     def samples(self, batch: pb.HostSamples) -> None:
@@ -104,7 +127,8 @@ class Outbox:
         """A new session: it is told everything, and the results it has not stored."""
         self._inventory_due = self._inventory.version > 0
         self._statuses_due = set(self._statuses)
-        self._points_due = dict(self._points)
+        self._told.clear()
+        self._points_due = dict.fromkeys(self._points)
         self._samples_due = set(self._samples)
         self._receipts.clear()
         self._progress.clear()
@@ -145,8 +169,14 @@ class Outbox:
         for step in progress.values():
             yield pb.FromProvider(progress=step)
         # Points first: who reads a result may look for the point that it names.
-        for said in points.values():
-            yield pb.FromProvider(points=said)
+        for key in points:
+            now, told = self._points[key], self._told.get(key)
+            fresh, gone = point_changes.since(told or {}, now)
+            self._told[key] = now
+            if told is None or fresh or gone:
+                said = pb.Points(host_id=key[0], vm_id=key[1], points=fresh.values(), gone=gone, total=len(now))
+                said.changes = told is not None
+                yield pb.FromProvider(points=said)
         for result in results.values():
             yield pb.FromProvider(result=result)
 

@@ -142,6 +142,12 @@ class Sessions:
                 self._samples.gone(host_id)
                 log.info("host_disconnected")
 
+    def _points(self, host_id: str, said: pb.HostPoints) -> None:
+        if not said.changes:
+            self._outbox.points(host_id, said.vm_id, said.points)
+        elif not self._outbox.points_changed(host_id, said.vm_id, said.points, said.gone, total=said.total):
+            self._post.send(host_id, pb.ToHost(points_asked=pb.PointsAsked(vm_id=said.vm_id)))
+
     async def _take(self, host_id: str, message: pb.FromHost) -> None:
         match message.WhichOneof("message"):
             case "status":
@@ -155,7 +161,7 @@ class Sessions:
                 # Said once a session and when they change: before the assignments are known none may be lost.
                 vm_id = message.points.vm_id
                 if self._assignments.has(host_id, vm_id) or not self._assignments.knows(host_id):
-                    self._outbox.points(host_id, vm_id, message.points.points)
+                    self._points(host_id, message.points)
             case "progress":
                 self._commands.progress(host_id, message.progress)
             case "result":

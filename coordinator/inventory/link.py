@@ -32,7 +32,9 @@ class Replication(Protocol):
 
     async def reported(self, server_id: str, statuses: list[types_pb2.ReplicationStatus]) -> None: ...
 
-    async def points(self, server_id: str, points: link_pb2.Points) -> None: ...
+    async def points(self, server_id: str, points: link_pb2.Points) -> bool:
+        """False: they are changes of what is not known here, all of them have to be told."""
+        ...
 
     async def inventory_changed(self, changes: Changes) -> None: ...
 
@@ -204,7 +206,9 @@ class Sessions:
                 self._jobs.wake()
             case "points":
                 del message.points.points[POINTS:]
-                await self._replication.points(server_id, message.points)
+                if not await self._replication.points(server_id, message.points):
+                    asked = link_pb2.PointsAsked(host_id=message.points.host_id, vm_id=message.points.vm_id)
+                    await session.outbox.put(link_pb2.ToProvider(points_asked=asked))
                 self._jobs.wake()
             case "result":
                 _shorten(message.result.error)

@@ -75,15 +75,18 @@ class Reports:
             now=now,
         )
 
-    async def points(self, server_id: str, points: link_pb2.Points) -> None:
-        """All points of one VM at its target host; those with impossible numbers are left out."""
+    async def points(self, server_id: str, points: link_pb2.Points) -> bool:
+        """All points of one VM at its target host, or their changes; those with impossible numbers are left out.
+
+        False: what is known is not what the changes count from.
+        """
         async with self._database.write() as connection:
             await store.alone(connection)
             item = await store.get_protected(connection, points.vm_id)
             servers = await inventory.host_servers(connection)
             if item is None or item.target_host != points.host_id or servers.get(points.host_id) != server_id:
                 log.info("points of no target", server=server_id, host=points.host_id)
-                return
+                return True
             good = [
                 point
                 for point in points.points
@@ -92,7 +95,11 @@ class Reports:
                 and instant(point.instant)
                 and max(map(len, (point.consistency, point.pinned_by, point.name))) <= LONGEST_NAME
             ]
-            await store.replace_points(connection, item.vm_id, points.host_id, good)
+            if not points.changes:
+                await store.replace_points(connection, item.vm_id, points.host_id, good)
+                return True
+            known = await store.change_points(connection, item.vm_id, points.host_id, good, points.gone)
+            return known == points.total
 
     async def inventory_changed(self, changes: Changes) -> None:
         del changes  # reconciling is cheap, and a rule less

@@ -26,6 +26,7 @@ class Inspection:
         self._saved = 0
         self._retry = False
         self._suspected = False
+        self._unsaved: OSError | None = None
         damages = list(found)
         if damages:
             files = {one.file for one in damages}
@@ -44,14 +45,18 @@ class Inspection:
             self._save()
 
     def scrub(self, count: int, now: float) -> ScrubState:
-        """Go on with the round, after what a new cycle may have made possible."""
+        """Go on with the round, after what a new cycle may have made possible.
+
+        It goes on whatever cannot be written; the OSError is raised once `count` bytes were checked.
+        """
         record = self._record
+        self._unsaved = None
         if self._suspected:
             self._suspected, self._check, record.position, record.checked = False, None, None, 0
         elif self._retry:
             self._retry = False
             if Mender(self._ground, repair=True).again():
-                self._save()
+                self._noted()
             if record.completed is not None and not (record.position and self._check):
                 return self.state()  # it rests
         if self._check is None:
@@ -67,16 +72,30 @@ class Inspection:
             if step is None:
                 if self._ground.is_open():
                     self._check, record.position, record.checked, record.completed = None, None, 0, now
-                    self._save()
-                return self.state()
+                    self._noted()
+                break
             record.position, record.checked = self._check.position, self._check.done
             if step.findings or record.checked - self._saved >= _SAVE_BYTES:
-                self._save()
+                self._noted()
+        if self._unsaved:
+            raise self._unsaved
         return self.state()
 
+    def _noted(self) -> None:
+        """Save now, or say at the end of this piece why that could not be done."""
+        try:
+            self._save()
+        except OSError as error:
+            self._unsaved = self._unsaved or error
+            self._saved = self._record.checked  # not again with each step
+
     def _interrupted(self, check: Check) -> None:
-        """The round is not over: what ended is this pass, and the next one goes on from where it was."""
+        """The round is not over: what ended is this pass. The next one goes on from where it was; when that was the
+        end, and only something could not be written, from the beginning.
+        """
         self._record.position, self._record.checked, self._check = check.position, check.done, None
+        if check.failed:
+            self._record.position, self._record.checked = None, 0
 
     def state(self) -> ScrubState:
         with self._ground.lock:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 
 from hyperv_host_agent.replication.cycle import Wanted
 from hyperv_host_agent.store import files, repair
@@ -21,6 +22,7 @@ class Mender:
 
     def __init__(self, ground: Ground, *, repair: bool) -> None:
         self._ground, self._repair = ground, repair
+        self.failed: OSError | None = None  # the first second copy that could not be written
         self._too_many: set[tuple[str, LayerRef]] = set()  # layers with more damage than is kept one by one
 
     def side(self, disk: str, ref: LayerRef) -> tuple[bool, list[Finding]]:
@@ -34,7 +36,7 @@ class Mender:
             if self._repair:
                 with self._ground.lock:
                     if self._ground.is_current(disk, ref):
-                        repair.copy_side(path, ref)
+                        self._copy(path, ref)
             return True, [self._of_file(disk, ref, copy.name, problem, repaired=self._repair)] if problem else []
         problem = f"{side.name} does not match the digest of its layer"
         out = repair.mended_side(path, ref) if self._repair else None
@@ -134,6 +136,13 @@ class Mender:
                 if any(self._ground.is_in(one, disk, ref) for one in damages)
             ]
         return [finding for disk, ref in places for finding in self.layer(disk, ref) if finding.repaired]
+
+    def _copy(self, layer: Path, ref: LayerRef) -> None:
+        """The layer is read all the same when its side file gets no second copy."""
+        try:
+            repair.copy_side(layer, ref)
+        except OSError as error:
+            self.failed = self.failed or error
 
     def _count(self, findings: list[Finding]) -> None:
         count = sum(finding.repaired for finding in findings)

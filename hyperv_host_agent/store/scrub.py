@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from hyperv_host_agent.store.base import Checked, Finding
+from hyperv_host_agent.store.copies import Document
 from hyperv_host_agent.store.damage import Damage, Position
 from hyperv_host_agent.store.formats.side_file import side_path
 from hyperv_host_agent.store.ground import Ground
@@ -29,15 +30,16 @@ class Check:
         self._mender = Mender(ground, repair=repair)
         self.position = position or Position()
         self.done = 0
+        self.failed: OSError | None = None  # the first of the writes that could not be done
         with ground.lock:
             self._only = _standing(ground, point) if point else None
             self.total = sum(_bytes(ref) for _, ref in self._layers())
 
     def steps(self) -> Iterator[Checked]:
-        """Go on, some MiB at a time. OSErrors of mending pass through."""
+        """Go on, some MiB at a time. What cannot be written stops no layer after it: its OSError comes at the end."""
         if self.position == Position():
             yield self._told(self._documents())
-        yield self._told(self._mender.again() if self._repair else [])
+        yield self._told(self._again() if self._repair else [])
         seen: set[tuple[str, int]] = set()
         while self._ground.is_open():
             with self._ground.lock:
@@ -46,11 +48,17 @@ class Check:
                     None,
                 )
             if found is None:
+                self.failed = self.failed or self._mender.failed
+                if self.failed:
+                    raise self.failed
                 return
             disk, ref = found
             if (disk, ref.cycle) != (self.position.disk, self.position.layer):
                 self.position = Position(disk, ref.cycle)
-            yield from self._layer(disk, ref)
+            try:
+                yield from self._layer(disk, ref)
+            except OSError as error:
+                self.failed = self.failed or error
             with self._ground.lock:
                 replaced = not self._ground.is_current(disk, ref)
             if replaced and (disk, ref.cycle) not in seen:
@@ -68,7 +76,7 @@ class Check:
         with ground.lock:
             for document in ground.documents():
                 problem = document.problem()
-                mended = self._repair and document.restore()
+                mended = self._repair and self._restored(document)
                 if problem:
                     name = os.path.relpath(document.path, ground.directory)
                     tried = not mended and (self._repair or ground.record.was_tried(name))
@@ -82,6 +90,20 @@ class Check:
             ground.record.replace(lost, of=lambda one: not one.disk)
             ground.record.repaired += len(found) - len(lost)
         return found
+
+    def _restored(self, document: Document) -> bool:
+        try:
+            return document.restore()
+        except OSError as error:
+            self.failed = self.failed or error
+            return False
+
+    def _again(self) -> list[Finding]:
+        try:
+            return self._mender.again()
+        except OSError as error:
+            self.failed = self.failed or error
+            return []
 
     def _layer(self, disk: str, ref: LayerRef) -> Iterator[Checked]:
         ground = self._ground

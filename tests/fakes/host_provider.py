@@ -18,7 +18,7 @@ from hyperv_host_agent.seeds.paths import Media
 from hyperv_host_agent.settings import Settings, TransferSettings
 from hyperv_host_agent.store.base import ReplicaStore
 from tests.fakes.pki import TestVault, new_id
-from twinsite import grants
+from twinsite import grants, point_changes
 from twinsite.access import Gate, Rule, VaultMembers, caller
 from twinsite.api.provider.v1 import host_link_pb2 as pb
 from twinsite.api.provider.v1 import host_link_pb2_grpc as rpc
@@ -220,7 +220,11 @@ class HostProvider(rpc.HostEnrollmentServicer, rpc.HostLinkServicer):
                 view.times.append(asyncio.get_running_loop().time())
                 view.statuses.update({status.vm_id: status for status in message.statuses.statuses})
             case "points":
-                view.points[message.points.vm_id] = list(message.points.points)
+                said = message.points
+                held = point_changes.by_cycle(view.points.get(said.vm_id, ())) if said.changes else {}
+                now = point_changes.applied(held, said.points, said.gone, total=said.total)
+                assert now is not None, said
+                view.points[said.vm_id] = list(now.values())
             case "result":
                 view.results[message.result.id] = message.result
                 if self.store_results:

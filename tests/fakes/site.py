@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -132,6 +132,7 @@ class FakeSite:
     hosts: dict[str, FakeHost] = field(default_factory=dict)
     ledger: dict[str, Answer] = field(default_factory=dict)  # id → result; None while it runs
     stored: set[str] = field(default_factory=set)
+    points_asked: list[str] = field(default_factory=list)  # VM id
     samples_stored: list[tuple[str, int]] = field(default_factory=list)  # host id, batch id
     cancelled: list[str] = field(default_factory=list)
     assignments: dict[str, types_pb2.Assignments] = field(default_factory=dict)
@@ -203,6 +204,10 @@ class FakeSite:
                 self.versions.append((message.assignments.host_id, message.assignments.version))
             case "result_stored":
                 self.stored.add(message.result_stored.id)
+            case "points_asked":
+                self.points_asked.append(message.points_asked.vm_id)
+                host = next(one for one in self.hosts.values() if one.id == message.points_asked.host_id)
+                self.send_points(host, message.points_asked.vm_id)
             case "samples_stored":
                 self.samples_stored.append((message.samples_stored.host_id, message.samples_stored.id))
             case "cancel":
@@ -252,6 +257,13 @@ class FakeSite:
 
     def send_points(self, host: FakeHost, vm_id: str) -> None:
         points = link_pb2.Points(host_id=host.id, vm_id=vm_id, points=host.points[vm_id])
+        self.send(link_pb2.FromProvider(points=points))
+
+    def send_changes(self, host: FakeHost, vm_id: str, *fresh: types_pb2.Point, gone: Sequence[int] = ()) -> None:
+        """What the host's points were before does not matter to it."""
+        points = link_pb2.Points(
+            host_id=host.id, vm_id=vm_id, points=fresh, changes=True, gone=gone, total=len(host.points[vm_id])
+        )
         self.send(link_pb2.FromProvider(points=points))
 
     def commit(self, host: FakeHost, vm_id: str, instant: float, *, consistency: str = "crash") -> int:

@@ -58,6 +58,12 @@ async def test_hosts_keep_their_sessions_while_the_coordinator_is_away(lab: Lab,
             link = lambda: lab.coordinator.links[-1]  # noqa: E731  # the newest, whichever it is by then
             await until(lambda: link().kind("points") and link().kind("statistics"))
             assert list(link().kind("points")[-1].points) == [point]
+            stray = pb.HostPoints(vm_id="vm-1", points=[types_pb2.Point(cycle=9)], changes=True, total=7)
+            await host.say(pb.FromHost(points=stray))
+            await until(lambda: host.kind("points_asked"))
+            newer = pb.HostPoints(vm_id="vm-1", points=[types_pb2.Point(cycle=5)], changes=True, gone=[4], total=1)
+            await host.say(pb.FromHost(points=newer))
+            await until(lambda: list(link().kind("points")[-1].gone) == [4])
             assert list(link().kind("statistics")[-1].statuses) == [replicating]
             assert host.ended is None
 

@@ -22,6 +22,26 @@ async def test_only_the_newest_state_waits():
     assert kinds(await outbox.next()) == ["progress", "points"]
 
 
+async def test_of_points_what_changed_is_told_and_all_of_them_when_somebody_asks():
+    outbox = Outbox()
+    one, two, three = (types_pb2.Point(cycle=cycle) for cycle in (1, 2, 3))
+    assert not outbox.points_changed("h-1", "vm-1", [two], [], total=2)  # nobody said what it counts from
+    outbox.points("h-1", "vm-1", [one, two])
+    await outbox.next()
+    assert outbox.points_changed("h-1", "vm-1", [three], [1], total=2)
+    (told,) = await outbox.next()
+    assert [point.cycle for point in told.points.points] == [3]
+    assert (told.points.changes, list(told.points.gone), told.points.total) == (True, [1], 2)
+    assert not outbox.points_changed("h-1", "vm-1", [], [2], total=2)
+    outbox.tell_points("h-1", "vm-1")
+    (told,) = await outbox.next()
+    assert ([point.cycle for point in told.points.points], told.points.changes) == ([2, 3], False)
+    outbox.points_changed("h-1", "vm-1", [], [2], total=1)
+    outbox.begin([])
+    (told,) = await outbox.next()
+    assert ([point.cycle for point in told.points.points], told.points.changes) == ([3], False)
+
+
 async def test_what_did_not_change_is_not_told_again():
     outbox = Outbox()
     inventory = pb.Inventory(clouds=[pb.Cloud(name="gold")])

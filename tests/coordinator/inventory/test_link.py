@@ -152,6 +152,33 @@ async def test_junk_is_logged_and_ends_nothing(sites: Scene):
     assert (await sites.protection()).rpo_known
 
 
+async def test_points_are_told_as_changes_and_asked_for_whole_when_these_do_not_fit(sites: Scene):
+    await sites.protect()
+    target, vm_id = sites.target, sites.vm.id
+    known = target.points[vm_id]
+    before = await sites.points()
+    first, second, third = (sites.commit() for _ in range(3))
+
+    async def listed(*cycles: int) -> None:
+        async def there() -> bool:
+            return await sites.points() == [*reversed(cycles), *before]
+
+        await until(there)
+
+    await listed(first, second, third)
+    asked = len(sites.b.points_asked)
+    fresh = types_pb2.Point.FromString(known[-1].SerializeToString())
+    fresh.cycle = third + 1
+    known[:] = [*(point for point in known if point.cycle != second), fresh]
+    sites.b.send_changes(target, vm_id, fresh, gone=[second])
+    await listed(first, third, third + 1)
+    assert len(sites.b.points_asked) == asked
+    known[:] = [point for point in known if point.cycle != first]
+    sites.b.send_changes(target, vm_id)  # a removal was missed
+    await listed(third, third + 1)
+    assert len(sites.b.points_asked) == asked + 1
+
+
 async def test_nobody_speaks_for_the_hosts_of_another_server(sites: Scene):
     await sites.protect()
     newest = (await sites.protection()).newest_instant

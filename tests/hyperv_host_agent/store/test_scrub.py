@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -306,6 +306,29 @@ def test_a_round_that_failed_is_not_over(rig: ChainRig):
     damaged(rig, replica, 7, 6)
     state = replica.scrub(1 << 30, 6.0)
     assert (state.completed, state.damaged) == (6.0, 1)
+
+
+def test_what_cannot_be_written_stops_no_layer_after_it_and_is_said(rig: ChainRig):
+    _, replica, _ = written(rig, 6)
+    damaged(rig, replica, 7, 6)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+    try:
+        reached = set()
+        for _ in range(60):
+            with suppress(WriteFailed):
+                reached.add(replica.scrub(1, 5.0).checked_bytes)
+        with pytest.raises(WriteFailed):
+            list(replica.check(repair=True))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(reached) > 6  # layers, the last of them behind all that could not be mended
+    assert replica.scrubbed().completed is None
+    assert [finding.cluster for finding in replica.verify() if finding.disk] == [7]
+    assert replica.points()[-1].damaged == 1
+    with suppress(WriteFailed):  # of the round that was under way
+        replica.scrub(1 << 30, 6.0)
+    assert replica.scrub(1 << 30, 6.0).completed == 6.0
 
 
 def test_damage_stops_no_merge_and_is_known_wherever_it_goes(rig: ChainRig):
