@@ -9,7 +9,8 @@ import structlog
 
 from hyperv_host_agent.changes.base import SourceUnavailable
 from hyperv_host_agent.hypervisors.libvirt.domain import Domain, State
-from hyperv_host_agent.hypervisors.libvirt.errors import Busy, NotThere
+from hyperv_host_agent.hypervisors.libvirt.domain import Job as Running
+from hyperv_host_agent.hypervisors.libvirt.errors import Busy, LibvirtFailed, NotThere
 from hyperv_host_agent.hypervisors.libvirt.tracking import backup_xml
 from hyperv_host_agent.hypervisors.libvirt.tracking.bitmaps import TrackedDisk
 from hyperv_host_agent.hypervisors.libvirt.tracking.places import VmPlaces
@@ -19,6 +20,8 @@ from twinsite.errors import TwinsiteError
 
 _LOOK_SECONDS: Final = 0.2
 _END_SECONDS: Final = 5.0
+_BEGIN_SECONDS: Final = 15.0
+_BEGINNING: Final = "backup job data missing"  # what libvirt says of a backup between its first and its last step
 _END_LOOK_SECONDS: Final = 0.005
 _HOLDERS: Final = {
     "backup": "another backup tool",
@@ -123,20 +126,38 @@ def _wait_ended(domain: Domain) -> None:
     """An abort is only asked for; the files of the job are closed a little later."""
     pause = threading.Event()
     for _ in range(int(_END_SECONDS / _END_LOOK_SECONDS)):
-        if domain.job() is None:
+        if _running(domain) is None:
             return
         pause.wait(_END_LOOK_SECONDS)
 
 
-def ours(domain: Domain, places: VmPlaces) -> bool:
-    """Whether a backup runs that this host agent began. Raises the errors of `Domain`."""
-    job = domain.job()
-    if job is None or job.operation != "backup":
-        return False
+def end_ours(vm_id: str, domain: Domain, places: VmPlaces) -> bool:
+    """End the backup of an agent that died; whether there was one. One that is only beginning, because the agent died
+    while it asked for it, is waited for. The caller holds the VM's lock. Raises the errors of `Domain`.
+    """
+    pause = threading.Event()
+    for _ in range(int(_BEGIN_SECONDS / _LOOK_SECONDS)):
+        job = _running(domain)
+        if job is None or job.operation != "backup":
+            return False
+        try:
+            if backup_xml.socket_of(domain.backup_xml()) != str(places.socket):
+                return False
+            end(vm_id, domain, places)
+        except NotThere:
+            pause.wait(_LOOK_SECONDS)
+        else:
+            return True
+    return False
+
+
+def _running(domain: Domain) -> Running | None:
     try:
-        return backup_xml.socket_of(domain.backup_xml()) == str(places.socket)
-    except NotThere:
-        return False
+        return domain.job()
+    except LibvirtFailed as error:
+        if _BEGINNING in error.problem:
+            return Running("backup", "unbounded")
+        raise
 
 
 def wait_free(vm_id: str, domain: Domain, places: VmPlaces, clock: Clock, *, seconds: float) -> None:
@@ -147,8 +168,7 @@ def wait_free(vm_id: str, domain: Domain, places: VmPlaces, clock: Clock, *, sec
     pause, wait = threading.Event(), 0.05
     deadline = clock.monotonic() + seconds
     while True:
-        if ours(domain, places):
-            end(vm_id, domain, places)
+        end_ours(vm_id, domain, places)
         holder = held_by(domain)
         if not holder:
             return
@@ -161,7 +181,7 @@ def wait_free(vm_id: str, domain: Domain, places: VmPlaces, clock: Clock, *, sec
 def held_by(domain: Domain) -> str:
     """Who holds the VM, a phrase; empty: nobody."""
     try:
-        job = domain.job()
+        job = _running(domain)
     except Busy as error:
         return f"another operation ({error.problem})"
     if job is not None and job.kind not in {"completed", "failed", "cancelled"}:

@@ -98,16 +98,15 @@ class LibvirtChangeSource:
         with self._lock, self._translated():
             if self._point is not None and not self._point.closed:
                 return
-            self._now.rest()
+            self.rest()
             self._places.make()
             with locked(self._places.lock) as free:
                 if not free:
                     return
                 domain = self._domain()
                 if domain.is_active():
-                    if job.ours(domain, self._places):
+                    if job.end_ours(self.vm_id, domain, self._places):
                         _log.warning("stale_backup_ended", vm_id=self.vm_id)
-                        job.end(self.vm_id, domain, self._places)
                     if self._memory().freezing or 'state="connected"' in domain.xml().replace("'", '"'):
                         self._freezer.settle()
                 else:
@@ -203,10 +202,9 @@ class LibvirtChangeSource:
                 self._point.close()
             self.rest()
             self._remember(Memory())
-            with contextlib.suppress(NotThere), self._translated():
-                if self._domain().exists():
-                    domain = self._domain()
-                    self._drop_strays(domain, self._look(domain))
+            with self._translated(), contextlib.suppress(NotThere):
+                self._domain()
+                self.recover()
             self._places.memory.unlink(missing_ok=True)
 
     # Opening.
