@@ -12,6 +12,7 @@ import structlog
 from hyperv_host_agent import rpc, runfile
 from hyperv_host_agent.assignments import Assignments, ByVm
 from hyperv_host_agent.commands import Commands, Handler
+from hyperv_host_agent.greeting import Greeting
 from hyperv_host_agent.hypervisors.base import Hypervisor
 from hyperv_host_agent.hypervisors.embedded import EmbeddedHypervisor
 from hyperv_host_agent.hypervisors.libvirt.opening import open_libvirt
@@ -166,6 +167,7 @@ async def _serving(
                 targets=targets,
                 promotions=promotions,
                 signing_keys=lambda: membership.signing_keys,
+                greeting=Greeting(hypervisor, settings.hypervisor, clock),
                 clock=clock,
             )
             beginnings = Beginnings(settings.store, clock)

@@ -9,6 +9,7 @@ from typing import Final
 
 from hyperv_host_agent import blocking, wire
 from hyperv_host_agent.commands import Call
+from hyperv_host_agent.greeting import Greeting
 from hyperv_host_agent.hypervisors.base import (
     Finding,
     Hypervisor,
@@ -62,6 +63,7 @@ class Recovery:
         targets: Targets,
         promotions: Promotions,
         signing_keys: Callable[[], Mapping[str, bytes]],
+        greeting: Greeting,
         clock: Clock,
     ) -> None:
         self._identity = identity
@@ -71,6 +73,7 @@ class Recovery:
         self._targets = targets
         self._promotions = promotions
         self._signing_keys = signing_keys
+        self._greeting = greeting
         self._clock = clock
 
     async def test_failover(self, call: Call) -> None:
@@ -92,6 +95,7 @@ class Recovery:
             await blocking.finish(self._hypervisor.define, alone, disks, purpose=Purpose.TEST, native=native)
             call.progress(70, "start the test VM")
             await blocking.finish(self._hypervisor.start, test_vm)
+            said = await self._greeting.of(call, test_vm)
         except asyncio.CancelledError:
             if call.cancelled:
                 await self._remove_test(order.vm_id, order.test_id)
@@ -100,7 +104,7 @@ class Recovery:
             # A test that could not start leaves nothing behind that would keep the point.
             await self._remove_test(order.vm_id, order.test_id)
             raise
-        await self._answer(call, test_vm, point, [*_warnings(points, point, order.cycle), *_shown(findings)])
+        await self._answer(call, test_vm, point, [*_warnings(points, point, order.cycle), *_shown(findings), *said])
         await self._targets.refresh(order.vm_id)
 
     async def test_cleanup(self, call: Call) -> None:
@@ -128,7 +132,8 @@ class Recovery:
         await blocking.finish(self._hypervisor.define, spec, disks, purpose=Purpose.REPLICA, native=native)
         call.progress(70, "start the VM")
         await blocking.finish(self._hypervisor.start, spec.id)
-        await self._answer(call, spec.id, point, warnings)
+        said = await self._greeting.of(call, spec.id)
+        await self._answer(call, spec.id, point, [*warnings, *said])
         await self._targets.refresh(order.vm_id)
 
     async def stop_machine(self, call: Call) -> None:

@@ -1,5 +1,6 @@
 """Settings of the host agent; `deploy/config/host.toml` shows every one at its default."""
 
+import ipaddress
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,16 +73,38 @@ class NetworkSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AddressSettings:
+    """After a failover the guest's NIC with this MAC gets the address, through the guest agent."""
+
+    mac: str
+    address: str  # 10.1.0.7/24
+    gateway: str = ""  # empty: its default route stays
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", self.mac, re.ASCII | re.IGNORECASE):
+            raise ValueError(f"mac {self.mac!r} is not of the form 52:54:00:aa:bb:01")
+        if "/" not in self.address:
+            raise ValueError(f"address {self.address!r} is without its prefix, such as 10.1.0.7/24")
+        ipaddress.ip_interface(self.address)
+        if self.gateway:
+            ipaddress.ip_address(self.gateway)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HypervisorSettings:
     kind: str = "embedded"
     uri: str = "qemu:///system"  # of libvirt, on this host
     scratch: Path = Path("/var/lib/twinsite/scratch")  # what guests overwrite while a point is read
     networks: tuple[NetworkSettings, ...] = ()  # a network that is not named keeps its name
+    guest_seconds: int = 60  # a started copy is waited for until its guest agent answers; 0: not at all
+    addresses: tuple[AddressSettings, ...] = ()  # that guests get here after a failover
     test_network: str = ""  # for test copies, cut off from all others; empty: they are unplugged
 
     def __post_init__(self) -> None:
         if self.kind not in BACKENDS:
             raise ValueError(f"hypervisor.kind must be one of: {', '.join(BACKENDS)}")
+        if not 0 <= self.guest_seconds <= 3600:
+            raise ValueError("hypervisor.guest_seconds must be 0 to 3600")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

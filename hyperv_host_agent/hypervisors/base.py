@@ -87,6 +87,24 @@ class Native:
     files: tuple[tuple[str, bytes], ...] = ()  # beside the document: "nvram"
 
 
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """What the system inside a running VM says of itself."""
+
+    answers: bool
+    hostname: str = ""
+    addresses: tuple[str, ...] = ()  # "10.0.0.7/24", those by which others reach it
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What a NIC of a guest shall have."""
+
+    mac: str
+    address: str  # "10.1.0.7/24"
+    gateway: str = ""  # of the default route; empty: it is left as it is
+
+
 class Severity(enum.Enum):
     NOTE = "note"  # it is so, and it is as it should be
     WARNING = "warning"  # it works, otherwise than at the source
@@ -183,6 +201,14 @@ class Hypervisor(Protocol):
         ...
 
     def unfence(self, vm_id: str) -> None: ...
+
+    def guest(self, vm_id: str) -> Guest | None:
+        """None: nobody inside can be asked, now or later. Answers within seconds. Raises MachineMissing."""
+        ...
+
+    def set_address(self, vm_id: str, address: Address) -> None:
+        """In the guest, which must answer. Repeatable. Raises MachineMissing, MachineFailed, Unreachable."""
+        ...
 
     def guard(self, vm_id: str) -> None:
         """From now on only this agent starts the VM with its host, after it has asked who owns it. Durable.

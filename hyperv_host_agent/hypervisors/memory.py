@@ -7,7 +7,9 @@ from pathlib import Path
 
 from hyperv_host_agent.changes.memory import MemoryChangeSource
 from hyperv_host_agent.hypervisors.base import (
+    Address,
     Finding,
+    Guest,
     MachineExists,
     MachineFailed,
     MachineFenced,
@@ -52,6 +54,7 @@ class MemoryHypervisor:
         self._clock = clock or SystemClock()
         self._content = content
         self._machines: dict[str, _Machine] = {}
+        self.guests: dict[str, Guest] = {}  # by VM, what its guest says: for a test to say
         self.examined: list[Finding] = []  # what `examine` and `preflight` find, for a test to say
         self.preflown: list[Finding] = []
         self._lock = threading.RLock()
@@ -75,6 +78,11 @@ class MemoryHypervisor:
             change(machine.source)
             machine.spec = replace(machine.spec, disks=machine.source.disks())
             self._describe(machine)
+
+    def lose(self, vm_id: str) -> None:
+        """As when somebody removes the VM from its host."""
+        with self._lock:
+            del self._machines[vm_id]
 
     def lose_power(self) -> None:
         """As when the host goes down: nothing runs, and nobody stopped it on purpose."""
@@ -163,6 +171,14 @@ class MemoryHypervisor:
     def unfence(self, vm_id: str) -> None:
         with self._lock:
             self._find(vm_id).fenced = None
+
+    def guest(self, vm_id: str) -> Guest | None:
+        self._find(vm_id)
+        return self.guests.get(vm_id)
+
+    def set_address(self, vm_id: str, address: Address) -> None:
+        present = self.guests[vm_id]
+        self.guests[vm_id] = replace(present, addresses=(*present.addresses, address.address))
 
     def guard(self, vm_id: str) -> None:
         self._find(vm_id)

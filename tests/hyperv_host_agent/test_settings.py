@@ -30,6 +30,10 @@ def test_the_shipped_file_shows_every_option_at_its_default(tmp_path: Path) -> N
     [
         ('[hypervisor]\nkind = "vmware"', "embedded"),
         ("[hypervisor]\nnetworks = [5]", "must be a table"),
+        ("[hypervisor]\nguest_seconds = -1", "0 to 3600"),
+        ('[hypervisor]\naddresses = [{mac = "x", address = "10.0.0.1/8"}]', "52:54:00"),
+        ('[hypervisor]\naddresses = [{mac = "52:54:00:00:00:01", address = "10.0.0.1"}]', "prefix"),
+        ('[hypervisor]\naddresses = [{mac = "52:54:00:00:00:01", address = "x/8"}]', "IPv4"),
         ('listen = "8084"', "host:port"),
         ('advertise = "b1:99999"', "host:port"),
         ('log_level = "loud"', "log_level"),

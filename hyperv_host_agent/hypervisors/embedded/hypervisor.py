@@ -21,7 +21,9 @@ from hyperv_host_agent.changes.durable import locked, sync_folder
 from hyperv_host_agent.changes.tracked_disks import OWNER_LOCK, Owner, OwnerGone, TrackedDisks, reader_lock
 from hyperv_host_agent.changes.tracked_file import TrackedFileSource
 from hyperv_host_agent.hypervisors.base import (
+    Address,
     Finding,
+    Guest,
     MachineExists,
     MachineFailed,
     MachineFenced,
@@ -250,6 +252,13 @@ class EmbeddedHypervisor:
     def unfence(self, vm_id: str) -> None:
         with self._changing(vm_id):
             self._open(vm_id).unfence()
+
+    def guest(self, vm_id: str) -> Guest | None:
+        self._open(vm_id)
+        return None
+
+    def set_address(self, vm_id: str, address: Address) -> None:
+        raise MachineFailed(vm_id, f"its guest has no network for {address.address}")
 
     def guard(self, vm_id: str) -> None:
         """Nobody but the agent starts a guest."""

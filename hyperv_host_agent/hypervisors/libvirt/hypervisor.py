@@ -12,7 +12,9 @@ import structlog
 
 from hyperv_host_agent.changes.base import ChangeSource
 from hyperv_host_agent.hypervisors.base import (
+    Address,
     Finding,
+    Guest,
     MachineExists,
     MachineFailed,
     MachineFenced,
@@ -27,7 +29,15 @@ from hyperv_host_agent.hypervisors.base import (
     test_name,
 )
 from hyperv_host_agent.hypervisors.description import BadDescription, to_proto
-from hyperv_host_agent.hypervisors.libvirt import capabilities, describe, examination, preflight, rewrite, stopping
+from hyperv_host_agent.hypervisors.libvirt import (
+    capabilities,
+    describe,
+    examination,
+    guest,
+    preflight,
+    rewrite,
+    stopping,
+)
 from hyperv_host_agent.hypervisors.libvirt.binding import Connection
 from hyperv_host_agent.hypervisors.libvirt.cabling import Cabling
 from hyperv_host_agent.hypervisors.libvirt.decisions import Decisions
@@ -216,6 +226,12 @@ class LibvirtHypervisor:
             if known.id == disk and known.path is not None:
                 return known.path
         raise MachineFailed(vm_id, f"it has no disk {disk}")
+
+    def guest(self, vm_id: str) -> Guest | None:
+        return guest.look(self._domain(vm_id))
+
+    def set_address(self, vm_id: str, address: Address) -> None:
+        guest.set_address(self._domain(vm_id), address)
 
     def guard(self, vm_id: str) -> None:
         self._take_autostart(vm_id, self._domain(vm_id))
