@@ -1,22 +1,16 @@
-"""The libvirt backend on a libvirt host of the test; change sources are in memory, for what has nothing to track."""
+"""The libvirt backend on a libvirt host of the test."""
 
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from deploy.lab.libvirt_host import LibvirtHost
-from hyperv_host_agent.changes.base import ChangeSource
-from hyperv_host_agent.changes.memory import MemoryChangeSource
 from hyperv_host_agent.hypervisors.libvirt.binding import Connection
 from hyperv_host_agent.hypervisors.libvirt.hypervisor import LibvirtHypervisor
+from hyperv_host_agent.hypervisors.libvirt.tracking.sources import LibvirtSources
 from tests.contracts.hypervisor import Rig
 from tests.fakes.layers import chain
 from tests.fakes.libvirt_host import IdleGuest
-
-
-def memory_source(hypervisor: LibvirtHypervisor, vm_id: str) -> ChangeSource:
-    spec = hypervisor.machine(vm_id).spec
-    return MemoryChangeSource(vm_id, spec.disks, machine=hypervisor.travelling(vm_id))
 
 
 class LibvirtRig(Rig):
@@ -25,8 +19,9 @@ class LibvirtRig(Rig):
     def __init__(self, host: LibvirtHost, connection: Connection, folder: Path, **settings: Any) -> None:
         self.host, self.folder = host, folder
         self.connection = connection
+        self.sources = LibvirtSources(connection, folder / "state" / "tracking", folder / "scratch")
         self.hypervisor = self.libvirt = LibvirtHypervisor(
-            connection, folder / "vms", folder / "state", source=memory_source, **settings
+            connection, folder / "vms", folder / "state", source=self.sources, **settings
         )
 
     def add_ordinary(self, name: str) -> str:

@@ -13,11 +13,10 @@ from hyperv_host_agent.hypervisors.base import Native, Obstacles, Power, Purpose
 from hyperv_host_agent.hypervisors.description import from_proto, native_of
 from hyperv_host_agent.hypervisors.libvirt.binding import Connection
 from hyperv_host_agent.hypervisors.libvirt.describe import disk_id
-from hyperv_host_agent.hypervisors.libvirt.hypervisor import LibvirtHypervisor
 from hyperv_host_agent.store.base import AttachedDisk
 from tests.contracts.hypervisor import new_spec
 from tests.fakes.libvirt_host import IdleGuest
-from tests.fakes.libvirt_rig import LibvirtRig, memory_source
+from tests.fakes.libvirt_rig import LibvirtRig
 from twinsite.api.types.v1 import types_pb2
 from twinsite.units import MiB
 
@@ -197,7 +196,7 @@ def test_the_firmwares_variables_travel(rig: LibvirtRig):
 def test_a_fenced_vm_that_somebody_starts_is_stopped_at_once(rig: LibvirtRig):
     guest = IdleGuest.define(rig.host, "web01")
     rig.hypervisor.fence(guest.uuid, 3)
-    guest.start()
+    rig.host.virsh("start", "web01", check=False)  # it may be stopped before it has started
     eventually("the stop", lambda: rig.hypervisor.machine(guest.uuid).power is Power.STOPPED)
     rig.hypervisor.unfence(guest.uuid)
     guest.start()
@@ -211,10 +210,10 @@ def test_a_fence_outlives_the_agent_and_libvirt(kvm_host: LibvirtHost, connectio
     connection.close()
     guest.start()
     again = Connection(kvm_host.uri)
-    hypervisor = LibvirtHypervisor(again, tmp_path / "vms", tmp_path / "state", source=memory_source)
+    hypervisor = LibvirtRig(kvm_host, again, tmp_path).hypervisor
     eventually("the stop", lambda: hypervisor.machine(guest.uuid).power is Power.STOPPED)
     kvm_host.restart_libvirtd()
-    guest.start()
+    kvm_host.virsh("start", "web01", check=False)
     eventually("the stop", lambda: kvm_host.state("web01") == "shut off")
     hypervisor.close()
 
