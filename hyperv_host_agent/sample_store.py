@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, TypeVar
@@ -37,6 +38,7 @@ class SampleStore:
     def __init__(self, path: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
         self._path, self._limit = path, limit_bytes
         self._open: sqlite3.Connection | None = None
+        self._using = threading.RLock()  # SQLite does not survive a connection closed under another thread's query
 
     def write(self, samples: Iterable[types_pb2.Sample]) -> None:
         """All or none; each in place of what was stored for its VM and minute."""
@@ -69,10 +71,11 @@ class SampleStore:
         return self._do(lambda database: self._trim(database, now))
 
     def close(self) -> None:
-        if self._open is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._open.close()
-            self._open = None
+        with self._using:
+            if self._open is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    self._open.close()
+                self._open = None
 
     def _trim(self, database: sqlite3.Connection, now: float) -> int:
         dropped = database.execute("DELETE FROM sample WHERE start < ?", (int(now - KEEP_SECONDS),)).rowcount
@@ -94,6 +97,10 @@ class SampleStore:
 
     def _do(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
         """In a transaction. A file that is damaged is begun anew: statistics are not worth a stop."""
+        with self._using:
+            return self._alone(work)
+
+    def _alone(self, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
         try:
             try:
                 with self._connection() as database:
@@ -111,7 +118,6 @@ class SampleStore:
 
     def _connection(self) -> sqlite3.Connection:
         if self._open is None:
-            # Used by one thread at a time, not by one thread.
             with contextlib.ExitStack() as unless_whole:
                 opened = sqlite3.connect(self._path, check_same_thread=False)
                 unless_whole.callback(opened.close)

@@ -3,6 +3,7 @@
 import asyncio
 import resource
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -361,3 +362,14 @@ async def test_after_a_clock_was_set_back_for_hours_the_minute_goes_on_where_it_
             return [(sample.cycles, sample.changed_bytes) for sample in store.minute(int(BEGIN))] == [(5, 42)]
 
         await desk.until(added)
+
+
+def test_a_store_is_closed_while_it_is_read(tmp_path: Path):
+    store = SampleStore(tmp_path / "statistics.db")
+    store.write(types_pb2.Sample(vm_id=f"vm-{number}", start_unix=int(BEGIN)) for number in range(500))
+    with ThreadPoolExecutor(2) as readers:
+        reads = [readers.submit(store.minute, int(BEGIN)) for _ in range(200)]
+        while not all(read.done() for read in reads):
+            store.close()
+        assert {len(read.result()) for read in reads} == {500}
+    store.close()
