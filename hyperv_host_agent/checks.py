@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hyperv_host_agent.hypervisors.base import Severity
+from hyperv_host_agent.hypervisors.libvirt import checking
 from hyperv_host_agent.membership import JoinFile, Membership
 from hyperv_host_agent.packing import Packed, Packer
 from hyperv_host_agent.replication.cycle import Batch, CycleHeader, DiskGeometry, Kind
@@ -33,6 +35,13 @@ class Verdict(enum.Enum):
     CRITICAL = "critical"
 
 
+_VERDICTS: Final = {
+    Severity.NOTE: Verdict.OK,
+    Severity.WARNING: Verdict.WARNING,
+    Severity.OBSTACLE: Verdict.CRITICAL,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     what: str
@@ -48,6 +57,8 @@ def run(settings: Settings, clock: Clock) -> Iterator[Finding]:
     yield _folder("replica store", settings.store)
     yield _space(settings)
     yield _layer(settings)
+    if settings.hypervisor.kind == "libvirt":
+        yield from _libvirt(settings)
     yield _port(settings)
     yield from _identity(settings, clock)
 
@@ -107,6 +118,13 @@ def _layer(settings: Settings) -> Finding:
     if damage:
         return Finding("layer format", Verdict.CRITICAL, f"a test replica reads back wrong: {damage[0].problem}")
     return Finding("layer format", Verdict.OK, "a test replica (zstd in qcow2) reads back as written")
+
+
+def _libvirt(settings: Settings) -> Iterator[Finding]:
+    yield _folder("scratch folder", settings.hypervisor.scratch)
+    folders = (settings.store, settings.vms, settings.hypervisor.scratch)
+    for found in checking.findings(settings.hypervisor.uri, folders):
+        yield Finding(found.what, _VERDICTS[found.severity], found.text)
 
 
 def _port(settings: Settings) -> Finding:
