@@ -70,6 +70,7 @@ class LibvirtChangeSource:
         self._point: LibvirtPoint | None = None
         self._now = Now(self._open_now)
         self._freezer = Freezer(vm_id, domain, self._note_freezing, guard)
+        self._asked = False  # the guest whether it is frozen, without a reason
 
     # The port.
 
@@ -107,8 +108,11 @@ class LibvirtChangeSource:
                 if domain.is_active():
                     if job.end_ours(self.vm_id, domain, self._places):
                         _log.warning("stale_backup_ended", vm_id=self.vm_id)
-                    if self._memory().freezing or 'state="connected"' in domain.xml().replace("'", '"'):
+                    # Once, for an agent that lost its memory; a later freeze that is not noted is another program's.
+                    connected = not self._asked and 'state="connected"' in domain.xml().replace("'", '"')
+                    if self._memory().freezing or connected:
                         self._freezer.settle()
+                    self._asked = True
                 else:
                     stopped.end_leftovers(self._places)
                 self._places.sweep()
