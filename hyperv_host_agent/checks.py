@@ -52,7 +52,7 @@ class Finding:
 
 def run(settings: Settings, clock: Clock) -> Iterator[Finding]:
     """One finding after the other; blocking."""
-    yield _folder("state folder", settings.state)
+    yield _folder("state folder", settings.state, mode=0o700)
     yield _folder("VM folder", settings.vms)
     yield _folder("replica store", settings.store)
     yield _space(settings)
@@ -63,9 +63,9 @@ def run(settings: Settings, clock: Clock) -> Iterator[Finding]:
     yield from _identity(settings, clock)
 
 
-def _folder(what: str, path: Path) -> Finding:
+def _folder(what: str, path: Path, *, mode: int = 0o711) -> Finding:
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.mkdir(parents=True, exist_ok=True, mode=mode)
         with tempfile.TemporaryFile(dir=path) as file:
             file.write(b"twinsite")
             file.flush()

@@ -34,7 +34,7 @@ class ChainStore:
     ) -> None:
         self.root, self.reserve = root, reserve
         self._space = space
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root.mkdir(mode=files.PASSABLE, parents=True, exist_ok=True)
         self._process = store_lock.take(root)
         self._clock = LockClock(root, read=read)
         for path in root.glob(f"{_GONE}*"):

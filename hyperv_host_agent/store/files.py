@@ -13,6 +13,8 @@ from blake3 import blake3
 from hyperv_host_agent.store.base import NoSpace, WriteFailed
 
 DIGEST_BYTES: Final = 16
+# Of folders: a hypervisor that runs a VM from a point does so as another user. It may pass, no more: files are private.
+PASSABLE: Final = 0o711
 RESERVE: Final = 64 << 20  # bytes that stay free: finishing a cycle and every manifest must still fit
 
 Space = Callable[[Path], tuple[int, int]]
@@ -69,7 +71,7 @@ def sync_directory(path: Path) -> None:
 def make_directory(path: Path) -> None:
     """Make the directory durably, unless it is there. Raises OSError."""
     if not path.is_dir():
-        path.mkdir(mode=0o700)
+        path.mkdir(mode=PASSABLE)
         sync_directory(path.parent)
 
 
