@@ -41,7 +41,7 @@ from hyperv_host_agent.hypervisors.libvirt import (
 from hyperv_host_agent.hypervisors.libvirt.binding import Connection
 from hyperv_host_agent.hypervisors.libvirt.cabling import Cabling
 from hyperv_host_agent.hypervisors.libvirt.decisions import Decisions
-from hyperv_host_agent.hypervisors.libvirt.describe import Description
+from hyperv_host_agent.hypervisors.libvirt.describe import Description, DomainDisk
 from hyperv_host_agent.hypervisors.libvirt.domain import Domain, State
 from hyperv_host_agent.hypervisors.libvirt.errors import LibvirtFailed, NotThere
 from hyperv_host_agent.hypervisors.libvirt.events import Event, Happening
@@ -102,7 +102,7 @@ class LibvirtHypervisor:
                 found.append(self._state(domain))
             except NotThere:
                 continue  # undefined in this moment
-            except (BadDescription, OSError) as error:
+            except (BadDescription, LibvirtFailed) as error:
                 log.warning("vm unreadable", vm=domain.uuid, problem=str(error))
         return sorted(found, key=lambda state: state.spec.name)
 
@@ -111,7 +111,7 @@ class LibvirtHypervisor:
             return self._state(self._domain(vm_id))
         except NotThere:
             raise MachineMissing(vm_id) from None
-        except (BadDescription, OSError) as error:
+        except (BadDescription, LibvirtFailed) as error:
             raise MachineFailed(vm_id, str(error)) from error
 
     def change_source(self, vm_id: str) -> ChangeSource:
@@ -277,11 +277,7 @@ class LibvirtHypervisor:
             name=told.shown_name,
             cpus=told.cpus,
             memory_bytes=told.memory_bytes,
-            disks=tuple(
-                DiskGeometry(disk.id, disk_size(disk.path, disk.format), disk.target)
-                for disk in told.replicated()
-                if disk.path is not None
-            ),
+            disks=tuple(DiskGeometry(disk.id, _size(domain, disk), disk.target) for disk in told.replicated()),
             nics=tuple((nic.mac, nic.network) for nic in told.nics),
         )
         return MachineState(spec, power, told.purpose, self._autostarts(told, domain, power))
@@ -341,6 +337,16 @@ class LibvirtHypervisor:
                         stopping.cut(domain)
                     except TwinsiteError as error:
                         log.warning("fenced vm not stopped", vm=decision.vm_id, problem=str(error))
+
+
+def _size(domain: Domain, disk: DomainDisk) -> int:
+    """Raises LibvirtFailed when nobody can say."""
+    try:
+        if disk.path is not None:
+            return disk_size(disk.path, disk.format)
+    except OSError as error:  # not for this user's eyes, or not there now
+        log.debug("disk not read", disk=str(disk.path), problem=str(error))
+    return domain.block_info(disk.target).capacity
 
 
 def _fingerprint(spec: MachineSpec, disks: tuple[AttachedDisk, ...], native: Native | None) -> str:

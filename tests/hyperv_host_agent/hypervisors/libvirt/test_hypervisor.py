@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.lab.libvirt_host import LibvirtHost
-from hyperv_host_agent.hypervisors.base import Native, Obstacles, Power, Purpose, Severity
+from hyperv_host_agent.hypervisors.base import MachineFailed, Native, Obstacles, Power, Purpose, Severity
 from hyperv_host_agent.hypervisors.description import from_proto, native_of
 from hyperv_host_agent.hypervisors.libvirt.binding import Connection
 from hyperv_host_agent.hypervisors.libvirt.describe import disk_id
@@ -247,3 +247,11 @@ def test_a_copy_that_libvirt_does_not_take_leaves_nothing(rig: LibvirtRig):
     with pytest.raises(Exception, match="definition"):
         rig.hypervisor.define(new_spec(), rig.attached(), purpose=Purpose.REPLICA, native=Native("libvirt-domain", xml))
     assert list((rig.folder / "vms").iterdir()) == []
+
+
+def test_a_vm_whose_disk_cannot_be_read_is_no_reason_not_to_see_the_others(rig: LibvirtRig):
+    lost, whole = IdleGuest.define(rig.host, "lost"), IdleGuest.define(rig.host, "whole")
+    lost.disks["vda"].unlink()
+    assert [state.spec.id for state in rig.hypervisor.machines()] == [whole.uuid]
+    with pytest.raises(MachineFailed, match="lost-vda"):
+        rig.hypervisor.machine(lost.uuid)
