@@ -19,7 +19,7 @@ ALLOCATION: Final = "base:allocation"
 HOLE: Final = 1  # of ALLOCATION: no space is taken
 ZERO: Final = 2  # of ALLOCATION: reads as zeros
 DIRTY: Final = 1  # of a dirty bitmap
-_STATUS_STEP: Final = 1 * GiB  # asked for at once
+_STATUS_STEP: Final = 4 * GiB - 64 * KiB  # asked for at once: lengths have 32 bits
 _PIECE: Final = 512 * KiB  # of a read into one buffer: the server reads one while another is on its way
 _DEPTH: Final = 4
 

@@ -56,9 +56,13 @@ class TrackedDomain:
         disk_format: str = "qcow2",
         options: Sequence[str] = (),
         extra: str = "",
+        guest: IdleGuest | None = None,
     ) -> None:
+        """`guest`: one that is there already."""
         self.host = host
-        self.guest = IdleGuest.define(host, name, disks=disks, disk_format=disk_format, options=options, extra=extra)
+        self.guest = guest or IdleGuest.define(
+            host, name, disks=disks, disk_format=disk_format, options=options, extra=extra
+        )
         self.connection = Connection(host.uri)
         self.places = NarrowPlaces(host.root / "state", host.root / "sock", host.root / "scratch")
         self.source = self.new_source()

@@ -23,6 +23,7 @@ _END_SECONDS: Final = 5.0
 _BEGIN_SECONDS: Final = 15.0
 _BEGINNING: Final = "backup job data missing"  # what libvirt says of a backup between its first and its last step
 _END_LOOK_SECONDS: Final = 0.005
+_BY_ERROR: Final = (State.PAUSED, "ioerror")
 _HOLDERS: Final = {
     "backup": "another backup tool",
     "migration_in": "a migration",
@@ -43,8 +44,9 @@ _log = structlog.get_logger()
 class Job:
     """Begun; `watch` it while it is read."""
 
-    def __init__(self, vm_id: str, domain: Domain, places: VmPlaces) -> None:
-        self._vm_id, self._domain, self._places = vm_id, domain, places
+    def __init__(self, vm_id: str, domain: Domain, places: VmPlaces, *, paused: bool) -> None:
+        """`paused`: the guest was, by an error of a disk of its own."""
+        self._vm_id, self._domain, self._places, self._paused = vm_id, domain, places, paused
         self._trouble = ""
         self._over = threading.Event()
 
@@ -60,13 +62,14 @@ class Job:
     ) -> "Job":
         """`since`: the checkpoint to count from, by target. Raises what `Domain.backup_begin` does."""
         places.sweep()
+        paused = domain.state() == _BY_ERROR
         targets = [disk.target for disk in disks]
         scratch = {target: places.scratch(target) for target in targets}
         with contextlib.ExitStack() as stack:
             stack.callback(places.sweep)
             domain.backup_begin(backup_xml.backup(places.socket, scratch, since, targets), checkpoint)
             stack.pop_all()
-        return cls(vm_id, domain, places)
+        return cls(vm_id, domain, places, paused=paused)
 
     @property
     def address(self) -> UnixAddress:
@@ -81,12 +84,12 @@ class Job:
 
     def end(self) -> None:
         self._over.set()  # not joined: it may be the watcher that ends it, or one that waits to
-        end(self._vm_id, self._domain, self._places)
+        end(self._vm_id, self._domain, self._places, resume=not self._paused)
 
     def _watch(self, close: Callable[[], None]) -> None:
         while not self._over.wait(_LOOK_SECONDS):
             try:
-                paused = self._domain.state() == (State.PAUSED, "ioerror")
+                paused = self._domain.state() == _BY_ERROR and not self._paused
             except NotThere:
                 self._trouble = "it was stopped meanwhile"
                 close()
@@ -100,20 +103,21 @@ class Job:
                 return
 
 
-def end(vm_id: str, domain: Domain, places: VmPlaces) -> None:
+def end(vm_id: str, domain: Domain, places: VmPlaces, *, resume: bool = True) -> None:
     """The job of nobody any more: aborted, its guest runs on, its files are gone. Never raises; repeatable.
 
     Sockets of ours are closed before: the kernel did it when it was an agent that died.
     """
     try:
-        domain.abort_job()
-        _wait_ended(domain)
+        if backup_xml.socket_of(domain.backup_xml()) == str(places.socket):  # not another tool's
+            domain.abort_job()
+            _wait_ended(domain)
     except NotThere:
         pass
     except TwinsiteError as error:
         _log.warning("backup_not_ended", vm_id=vm_id, problem=str(error))
     try:
-        if domain.state() == (State.PAUSED, "ioerror"):
+        if resume and domain.state() == _BY_ERROR:
             # It was paused by a full scratch disk, which is free again; a disk of its own that is full pauses it anew.
             domain.resume()
             _log.warning("guest_resumed", vm_id=vm_id)

@@ -39,7 +39,7 @@ class LibvirtPoint:
 
     def holes(self, disk: str) -> Iterator[Run]:
         self._check_open(disk)
-        return self.session.holes(disk)
+        return self.session.holes(disk, self.dirty(disk))  # nobody asks for others
 
     def read(self, disk: str, run: Run) -> bytes:
         self._check_open(disk)

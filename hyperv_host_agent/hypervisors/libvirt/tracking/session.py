@@ -1,8 +1,9 @@
 """Something open to be read: connections to a VM's disks, until whoever serves them ends or the session does."""
 
 import contextlib
+import itertools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
 import structlog
@@ -16,7 +17,8 @@ from twinsite.extents import CLUSTER, Run, clusters, runs
 from twinsite.units import GiB
 
 CONNECTIONS: Final = 2  # to one disk; two threads pack
-_STEP: Final = 1 * GiB  # asked for at once, so that no connection is held for long
+_STEP: Final = 4 * GiB - CLUSTER  # asked for at once, so that no connection is held for long
+_LOOK: Final = 1 * GiB  # of holes known at a time
 
 _log = structlog.get_logger()
 
@@ -84,11 +86,16 @@ class Session:
             if extent.flags & DIRTY:
                 yield Run(extent.offset // CLUSTER, clusters(extent.end) - extent.offset // CLUSTER)
 
-    def holes(self, disk: str, run: Run | None = None) -> Iterator[Run]:
-        """Clusters that are zero, ascending, maximal."""
+    def holes(self, disk: str, among: Iterable[Run]) -> Iterator[Run]:
+        """Clusters that are zero, ascending, looked for around those of `among`, which ascend: what it costs follows
+        them and not the size of the disk.
+        """
         size = self.size(disk)
-        run = run or Run(0, clusters(size))
-        yield from runs(self._zeros(disk, run.start * CLUSTER, min(run.end * CLUSTER, size), size))
+        yield from runs(
+            itertools.chain.from_iterable(
+                self._zeros(disk, run.start * CLUSTER, min(run.end * CLUSTER, size), size) for run in _gathered(among)
+            )
+        )
 
     def close(self) -> None:
         """Sockets first: a job that is aborted under an open one blocks its VM. Repeatable, never raises."""
@@ -100,8 +107,8 @@ class Session:
                 self._served.end()
 
     def _zeros(self, disk: str, start: int, end: int, size: int) -> Iterator[int]:
-        for at in range(start, end, _STEP):
-            stop = min(at + _STEP, end)
+        for at in range(start, end, _LOOK):
+            stop = min(at + _LOOK, end)
             # Twice: a discard of the guest just while QEMU answers is seen as a hole, although the instant had data
             # there. That data is saved by then, so that the second answer says so.
             first, second = (set(_whole(self._extents(disk, ALLOCATION, at, stop), size)) for _ in range(2))
@@ -140,6 +147,20 @@ class Session:
 
 def _found(connection: Connection, context: str, start: int, end: int) -> list[Extent]:
     return list(connection.extents(context, start, end))
+
+
+def _gathered(among: Iterable[Run]) -> Iterator[Run]:
+    """Those that are near to one another as one, of _LOOK bytes at most as long as they are themselves shorter."""
+    start = end = 0
+    for run in among:
+        if end and run.end - start <= _LOOK // CLUSTER:
+            end = run.end
+            continue
+        if end:
+            yield Run(start, end - start)
+        start, end = run.start, run.end
+    if end:
+        yield Run(start, end - start)
 
 
 def _whole(extents: Iterator[Extent], size: int) -> Iterator[int]:

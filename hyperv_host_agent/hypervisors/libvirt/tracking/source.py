@@ -169,8 +169,10 @@ class LibvirtChangeSource:
     def holes_now(self, disk: str, run: Run) -> Iterator[Run]:
         for start in range(run.start, run.end, _HOLES_AT_ONCE):
             piece = Run(start, min(_HOLES_AT_ONCE, run.end - start))
-            with self._now.using() as session:
-                found = list(session.holes(disk, piece))
+            point = self._point
+            with contextlib.ExitStack() as stack:
+                session = point.session if point and not point.closed else stack.enter_context(self._now.using())
+                found = list(session.holes(disk, (piece,)))
             yield from found
 
     def disks(self) -> tuple[DiskGeometry, ...]:
@@ -230,27 +232,34 @@ class LibvirtChangeSource:
             if consistency == "application":
                 with self._freezer.quiet() as quiet:
                     instant = self._clock.now()
-                    begun, plan = self._begin(domain, plan, marked)
+                    begun, plan = self._begin(domain, plan, marked, seconds=0.0)  # nothing is waited for now
                 problem = quiet.problem
                 if problem:
                     _log.warning("point_not_application_consistent", vm_id=self.vm_id, problem=problem)
             else:
-                begun, plan = self._begin(domain, plan, marked)
+                begun, plan = self._begin(domain, plan, marked, seconds=self._wait_seconds)
             exports = {disk.id: (begun.address, disk.target) for disk in plan.disks}
             session = self._session(begun, exports, plan, held)
             begun.watch(session.close)
             achieved = consistency if consistency == "application" and not problem else "crash"
             return self._opened(session, plan, anchor, marked, instant=instant, consistency=achieved)
 
-    def _begin(self, domain: Domain, plan: _Plan, marked: Marked) -> tuple[job.Job, _Plan]:
+    def _begin(self, domain: Domain, plan: _Plan, marked: Marked, *, seconds: float) -> tuple[job.Job, _Plan]:
         xml = backup_xml.checkpoint(marked.checkpoint, plan.disks)
-        try:
-            return job.Job.begin(self.vm_id, domain, self._places, plan.disks, plan.since, xml), plan
-        except CheckpointBroken as error:
-            if not plan.since:
-                raise
-            lost = replace(plan, since={}, lost=str(error), doubt=str(error))
-            return job.Job.begin(self.vm_id, domain, self._places, plan.disks, {}, xml), lost
+        pause, wait = threading.Event(), 0.05
+        deadline = self._clock.monotonic() + seconds
+        while True:
+            try:
+                return job.Job.begin(self.vm_id, domain, self._places, plan.disks, plan.since, xml), plan
+            except CheckpointBroken as error:
+                if not plan.since:
+                    raise
+                plan = replace(plan, since={}, lost=str(error), doubt=str(error))
+            except Busy:
+                if self._clock.monotonic() > deadline:
+                    raise
+                pause.wait(wait)  # for a block job, that is no job of the VM as a whole
+                wait = min(wait * 2, 1.0)
 
     def _open_stopped(
         self,

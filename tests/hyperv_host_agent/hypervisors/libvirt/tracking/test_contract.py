@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.lab.libvirt_host import LibvirtHost
-from deploy.lab.machine import run
+from deploy.lab.machine import run, until
 from hyperv_host_agent.changes.base import SourcePoint
 from hyperv_host_agent.hypervisors.base import Purpose
 from hyperv_host_agent.hypervisors.libvirt import mark, tree
@@ -78,6 +78,7 @@ class LibvirtRig(Rig):
 
     def lose_tracking(self) -> None:
         self.tracked.guest.kill()
+        until("libvirt to notice", lambda: not self.tracked.domain().is_active() or None)
         self.tracked.guest.start()
 
     def restart_agent(self) -> None:

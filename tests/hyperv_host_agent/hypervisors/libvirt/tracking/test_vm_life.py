@@ -12,6 +12,8 @@ import pytest
 from deploy.lab.libvirt_host import LibvirtHost
 from deploy.lab.machine import run, until
 from hyperv_host_agent.changes.base import SourceFailed, SourceUnavailable, Tracking
+from hyperv_host_agent.nbd.connection import Connection
+from hyperv_host_agent.nbd.stream import UnixAddress
 from tests.fakes.libvirt_tracked import TrackedDomain
 from twinsite.extents import CLUSTER, Run
 from twinsite.units import MiB
@@ -82,8 +84,10 @@ class TestPowerAndProcesses:
         command = ["qemu-nbd", "-t", "-f", "qcow2", "-k", str(socket), str(running.guest.disks["vda"])]
         crashing = subprocess.Popen(command)
         until("qemu-nbd", lambda: socket.exists() or None)
+        connection = Connection(UnixAddress(socket), "")  # it has the image open, then
         crashing.send_signal(signal.SIGKILL)
         crashing.wait()
+        connection.close()
         running.guest.start()
         assert running.source.status()[1] is Tracking.LOST
         running.source.start()
