@@ -124,5 +124,8 @@ def _problem(element: ET.Element, path: str) -> str:
 
 def _nic(element: ET.Element) -> DomainNic:
     source = element.find("source")
-    network = {"network": tree.get(source, "network"), "bridge": tree.get(source, "bridge")}
-    return DomainNic(tree.get(element.find("mac"), "address"), network.get(element.get("type", ""), ""))
+    # Of a running VM on a network that is a bridge of the host, libvirt shows the bridge beside the network.
+    network = tree.get(source, "network")
+    if not network and element.get("type") == "bridge":
+        network = tree.get(source, "bridge")
+    return DomainNic(tree.get(element.find("mac"), "address"), network)
