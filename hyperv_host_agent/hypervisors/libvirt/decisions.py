@@ -30,32 +30,35 @@ class Decisions:
         self._lock = threading.Lock()
         self._boot = boot().id
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._known = {found.vm_id: found for found in map(_read, folder.glob("*" + _SUFFIX))}
+        self._known: dict[str, Decision] = {}
+        self._unreadable: set[str] = set()
+        for path in folder.glob("*" + _SUFFIX):
+            decision = _read(path)
+            if decision is not None:
+                self._known[decision.vm_id] = decision
+            else:
+                self._unreadable.add(path.name)
 
     def get(self, vm_id: str) -> Decision:
         with self._lock:
-            return self._known.get(vm_id, Decision(vm_id))
-
-    def fenced(self) -> list[Decision]:
-        with self._lock:
-            return [found for found in self._known.values() if found.fenced is not None]
+            return self._get(vm_id)
 
     def fence(self, vm_id: str, term: int) -> None:
         with self._lock:
-            present = self._known.get(vm_id, Decision(vm_id))
+            present = self._get(vm_id)
             self._put(changed(present, fenced=max(term, present.fenced or 0)))
 
     def unfence(self, vm_id: str) -> None:
         with self._lock:
-            self._put(changed(self._known.get(vm_id, Decision(vm_id)), fenced=None))
+            self._put(changed(self._get(vm_id), fenced=None))
 
     def stopped(self, vm_id: str, on_purpose: bool) -> None:
         with self._lock:
-            self._put(changed(self._known.get(vm_id, Decision(vm_id)), stopped=on_purpose))
+            self._put(changed(self._get(vm_id), stopped=on_purpose))
 
     def autostart(self, vm_id: str, taken: bool) -> None:
         with self._lock:
-            self._put(changed(self._known.get(vm_id, Decision(vm_id)), autostart=taken))
+            self._put(changed(self._get(vm_id), autostart=taken))
 
     def runs(self, vm_id: str) -> None:
         """It was seen to run since the host's last boot."""
@@ -72,20 +75,29 @@ class Decisions:
         with self._lock:
             self._known.pop(vm_id, None)
             self._path(vm_id).unlink(missing_ok=True)
+            self._unreadable.discard(self._path(vm_id).name)
+
+    def _get(self, vm_id: str) -> Decision:
+        """What nobody can read any more may have been a fence, of a term nobody knows: it is taken as one."""
+        if self._path(vm_id).name in self._unreadable:
+            return Decision(vm_id, fenced=0)
+        return self._known.get(vm_id, Decision(vm_id))
 
     def _put(self, decision: Decision) -> None:
-        if self._known.get(decision.vm_id, Decision(decision.vm_id)) != decision:
-            replace(self._path(decision.vm_id), json.dumps(asdict(decision)).encode())
+        if self._get(decision.vm_id) != decision:
+            path = self._path(decision.vm_id)
+            replace(path, json.dumps(asdict(decision)).encode())
             self._known[decision.vm_id] = decision
+            self._unreadable.discard(path.name)
 
     def _path(self, vm_id: str) -> Path:
         return self._folder / (safe_name(vm_id) + _SUFFIX)
 
 
-def _read(path: Path) -> Decision:
-    """An unreadable file is a fence of a term nobody knows; of which VM it is, nobody knows either."""
+def _read(path: Path) -> Decision | None:
+    """None: it is unreadable."""
     try:
         words = json.loads(path.read_bytes())
         return Decision(**words)
     except (ValueError, TypeError):
-        return Decision(path.name, fenced=0)
+        return None

@@ -323,20 +323,22 @@ class LibvirtHypervisor:
     def _heard(self, event: Event) -> None:
         """A fenced VM that somebody starts is stopped again at once, however it was started."""
         if event.happening is Happening.CONNECTED:
-            fenced = self._decisions.fenced()
+            running = self._connection.domains()
         elif event.happening in _RUNS:
-            fenced = [found for found in self._decisions.fenced() if libvirt_uuid(found.vm_id) == event.vm_id]
+            running = [Domain(self._connection, event.vm_id)]
         else:
             return
-        for decision in fenced:
-            with suppress(MachineMissing, NotThere):
-                domain = self._domain(decision.vm_id)
+        for domain in running:
+            term = self._decisions.get(domain.uuid).fenced  # only VMs of libvirt's own ids are fenced
+            if term is None:
+                continue
+            with suppress(NotThere):
                 if domain.is_active():
-                    log.warning("fenced vm runs", vm=decision.vm_id, term=decision.fenced)
+                    log.warning("fenced vm runs", vm=domain.uuid, term=term)
                     try:
                         stopping.cut(domain)
                     except TwinsiteError as error:
-                        log.warning("fenced vm not stopped", vm=decision.vm_id, problem=str(error))
+                        log.warning("fenced vm not stopped", vm=domain.uuid, problem=str(error))
 
 
 def _size(domain: Domain, disk: DomainDisk) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.lab.libvirt_host import LibvirtHost
-from hyperv_host_agent.hypervisors.base import MachineFailed, Native, Obstacles, Power, Purpose, Severity
+from hyperv_host_agent.hypervisors.base import MachineFailed, MachineFenced, Native, Obstacles, Power, Purpose, Severity
 from hyperv_host_agent.hypervisors.description import from_proto, native_of
 from hyperv_host_agent.hypervisors.libvirt.binding import Connection
 from hyperv_host_agent.hypervisors.libvirt.describe import disk_id
@@ -255,3 +255,18 @@ def test_a_vm_whose_disk_cannot_be_read_is_no_reason_not_to_see_the_others(rig: 
     assert [state.spec.id for state in rig.hypervisor.machines()] == [whole.uuid]
     with pytest.raises(MachineFailed, match="lost-vda"):
         rig.hypervisor.machine(lost.uuid)
+
+
+def test_a_decision_that_cannot_be_read_any_more_is_taken_as_a_fence(rig: LibvirtRig):
+    guest = IdleGuest.define(rig.host, "web01")
+    rig.hypervisor.fence(guest.uuid, 3)
+    for file in (rig.folder / "state").glob("*.json"):
+        file.write_bytes(b"{")
+    again = LibvirtRig(rig.host, rig.connection, rig.folder).hypervisor
+    with pytest.raises(MachineFenced, match="term 0"):
+        again.start(guest.uuid)
+    again.fence(guest.uuid, 4)
+    with pytest.raises(MachineFenced, match="term 4"):
+        again.start(guest.uuid)
+    again.unfence(guest.uuid)
+    again.start(guest.uuid)
