@@ -69,7 +69,7 @@ class Progress:
     """Counts and times the cycles of one sender; `before`: what earlier processes counted."""
 
     before: Totals = field(default_factory=Totals)
-    began: float = 0.0  # when the first point of this process was ordered; 0: none yet
+    began: float = 0.0  # instant of the first point of this process, seconds since 1970; 0: none yet
     cycles: int = 0
     failures: int = 0
     changed: int = 0
@@ -92,7 +92,6 @@ class Progress:
     def opened(self, now: float, turn: float) -> None:
         """A point was ordered, `turn` seconds after the wish for it."""
         self._timed = True
-        self.began = self.began or now
         self._opened, self._turn, self._cap = now, turn, 0.0
         self._read = self._ended = now
         self._source = self._compress = 0.0
@@ -107,6 +106,10 @@ class Progress:
             self.before.changed_bytes + self.changed,
             self.before.wire_bytes + self.wire,
         )
+
+    def dated(self, instant: float) -> None:
+        """The point that was ordered is of then, seconds since 1970."""
+        self.began = self.began or instant
 
     def waited(self, seconds: float) -> None:
         """For another turn of the same cycle."""

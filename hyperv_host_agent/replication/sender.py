@@ -305,6 +305,7 @@ class Sender:
             self._note = resync.note(plan, whole=event.whole, doubt=event.doubt)
         if event.instant <= self._state.instant:
             self._note = self._note or "the clock of this host was set back: the point is dated right after the last"
+        self._progress.dated(event.instant)
         header = self._header(event, plan)
         added = resync.added(self._state, event.disks)
         if plan.kind is Kind.DELTA:
