@@ -78,8 +78,8 @@ class Fence:
 
 
 def recoverable(point: types_pb2.Point) -> bool:
-    """An initial copy is no point in time, nor is what was committed before its base was complete."""
-    return point.consistency != "none"
+    """An initial copy is no point in time, nor what was committed before its base was complete; a lost one is gone."""
+    return point.consistency != "none" and not point.lost
 
 
 def grant_is_due(

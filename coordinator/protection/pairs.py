@@ -190,7 +190,7 @@ async def _points_that_go(
     """A sentence for each VM that has points the policy does not keep."""
     found = []
     for item in using:
-        known = await store.list_points(connection, item.vm_id)
+        known = [point for point in await store.list_points(connection, item.vm_id) if not point.lost]
         going = would_go(known, policy, now=now)
         if going:
             some = f"up to {len(going)} of {count(len(known), 'point')}"

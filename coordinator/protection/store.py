@@ -405,14 +405,15 @@ _AT_TARGET: Final = sa.and_(protected.c.vm_id == points.c.vm_id, protected.c.tar
 
 
 async def list_points(connection: AsyncConnection, vm_id: str) -> list[types_pb2.Point]:
-    """Recoverable points of a VM at its target host, newest first."""
+    """Recoverable points of a VM at its target host, and those that were and are lost, newest first."""
     query = (
         sa.select(points.c.document)
         .join(protected, _AT_TARGET)
-        .where(points.c.vm_id == vm_id, points.c.recoverable)
+        .where(points.c.vm_id == vm_id)
         .order_by(points.c.cycle.desc())
     )
-    return [types_pb2.Point.FromString(document) for document in await connection.scalars(query)]
+    told = [types_pb2.Point.FromString(document) for document in await connection.scalars(query)]
+    return [point for point in told if point.lost or recoverable(point)]
 
 
 async def newest_points(connection: AsyncConnection, vm_id: str = "") -> dict[str, tuple[int, types_pb2.Point]]:

@@ -23,6 +23,15 @@ class PointMissing(NotFound):
         self.vm, self.cycle = vm, cycle
 
 
+class PointLost(Precondition):
+    public = "recovery point {error.cycle} of VM {error.vm} is lost: what describes it at the target is damaged"
+    still_works = "nothing was changed; the other points are as they were"
+    next_step = "twinsite point list {error.vm} shows which points are good"
+
+    def __init__(self, vm: str, cycle: int) -> None:
+        self.vm, self.cycle = vm, cycle
+
+
 class AlreadyFailedOver(Precondition):
     public = "VM {error.vm} was failed over already: it runs on host {error.host} since term {error.term}"
     still_works = "it goes on running there"

@@ -15,7 +15,7 @@ from coordinator.protection.model import SWITCHED, Phase
 from coordinator.protection.service import failover_runs
 from coordinator.protection.views import ProtectionView, VmView, look
 from coordinator.recovery import store
-from coordinator.recovery.errors import AlreadyFailedOver, FailoverIsRunning, NoPoint, PointMissing
+from coordinator.recovery.errors import AlreadyFailedOver, FailoverIsRunning, NoPoint, PointLost, PointMissing
 from coordinator.store.engine import Database
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.api.types.v1 import types_pb2
@@ -137,8 +137,8 @@ class Recoveries:
     ) -> admin_pb2.ActionResponse:
         """Run the VM at its target from a point (0: the newest), whatever the source or its health.
 
-        Raises NotProtected, NoPoint, PointMissing, AlreadyFailedOver, FailoverIsRunning, and of the one who asks
-        ReasonMissing and LoginTooOld; nothing else is a reason.
+        Raises NotProtected, NoPoint, PointMissing, PointLost, AlreadyFailedOver, FailoverIsRunning, and of the one who
+        asks ReasonMissing and LoginTooOld; nothing else is a reason.
         """
         now = self._clock.now()
         async with self._database.write() as connection:
@@ -155,8 +155,9 @@ class Recoveries:
             points = await protection_store.list_points(connection, vm.id)
             point = point_of(vm, points, cycle)
             answer = _failover_consequences(vm, protection, point, now)
-            if point is not points[0]:
-                answer.warnings.insert(0, f"{sum(other.cycle > point.cycle for other in points)} newer points exist")
+            newer = sum(other.cycle > point.cycle and not other.lost for other in points)
+            if newer:
+                answer.warnings.insert(0, f"{newer} newer points exist")
             if shutdown_source:
                 answer.consequences.insert(
                     0, f"{vm.name} is stopped on host {protection.source_host} if that is possible"
@@ -211,12 +212,14 @@ def _settled(vm: VmView, protection: ProtectionView) -> None:
 
 
 def point_of(vm: VmView, points: Sequence[types_pb2.Point], cycle: int) -> types_pb2.Point:
-    """The point of a cycle, 0: the newest. Raises NoPoint, PointMissing."""
-    if not points:
+    """The point of a cycle, 0: the newest that can be used. Raises NoPoint, PointMissing, PointLost."""
+    if not points or (not cycle and all(point.lost for point in points)):
         raise NoPoint(vm.name)
-    point = next((point for point in points if cycle in (0, point.cycle)), None)
+    point = next((point for point in points if point.cycle == cycle or not (cycle or point.lost)), None)
     if point is None:
         raise PointMissing(vm.name, cycle)
+    if point.lost:
+        raise PointLost(vm.name, cycle)
     return point
 
 

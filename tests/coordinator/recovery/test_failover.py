@@ -269,3 +269,35 @@ async def test_a_restart_in_the_middle_of_a_failover_raises_no_second_term(tmp_p
             shown = (await admin.machines.Show(admin_pb2.ShowRequest(name="web01"))).protection
             assert (shown.state, shown.term, shown.failover_cycle) == ("failed_over", 2, 2)
     assert sites.target.done.count("failover") == 1
+
+
+async def test_a_lost_point_is_told_and_neither_counted_nor_taken(sites: Scene):
+    await sites.protect()
+    lost, good = sites.commit(), sites.commit()
+    held = [point for point in sites.target.points[sites.vm.id] if point.consistency != "none"]
+    next(point for point in held if point.cycle == lost).lost = True
+    sites.b.send_points(sites.target, sites.vm.id)
+
+    async def counted() -> bool:
+        return (await sites.protection()).points == len(held) - 1
+
+    await until(counted)
+    assert await sites.points() == [point.cycle for point in reversed(held)]
+    term = (await sites.protection()).term
+    with pytest.raises(Precondition) as refused:
+        await sites.admin.machines.Failover(request(cycle=lost))
+    assert refused.value.code == "POINT_LOST"
+    with pytest.raises(Precondition) as refused:
+        await sites.admin.machines.Test(admin_pb2.TestRequest(name="web01", cycle=lost))
+    assert refused.value.code == "POINT_LOST"
+    assert (await sites.protection()).term == term
+    held[-1].consistency = "none"  # what came last cannot be used: then an older one is taken, and not the lost one
+    sites.b.send_points(sites.target, sites.vm.id)
+
+    async def gone() -> bool:
+        return good not in await sites.points()
+
+    await until(gone)
+    answer = await sites.admin.machines.Failover(request(dry_run=True))
+    assert any(f"from point {held[0].cycle}," in sentence for sentence in answer.consequences)
+    assert not any("newer" in sentence for sentence in answer.warnings)
