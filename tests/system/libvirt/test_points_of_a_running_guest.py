@@ -16,7 +16,6 @@ from deploy.lab.libvirt_host import LibvirtHost
 from deploy.lab.machine import until
 from hyperv_host_agent.changes.base import SourceUnavailable
 from hyperv_host_agent.hypervisors.libvirt.binding import Connection
-from hyperv_host_agent.hypervisors.libvirt.tracking import memory
 from hyperv_host_agent.hypervisors.libvirt.tracking.freezing import GuardProcess
 from hyperv_host_agent.hypervisors.libvirt.tracking.places import Places
 from hyperv_host_agent.hypervisors.libvirt.tracking.point import LibvirtPoint
@@ -36,14 +35,18 @@ class Replicated:
         self.connection = Connection(host.uri)
         self.uuid = host.virsh("domuuid", guest.name)
         self.places = Places(host.root / "state", host.root / "sock", host.root / "scratch", least_free=16 * MiB)
-        self.source = LibvirtChangeSource(
+        self.source = self.new_source()
+        self.source.start()
+
+    def new_source(self) -> LibvirtChangeSource:
+        """As of an agent that has just started."""
+        return LibvirtChangeSource(
             self.uuid,
             lambda: self.connection.domain(self.uuid),
             self.places,
             machine=lambda: b"",
-            guard=lambda uuid: GuardProcess(host.uri, uuid, freeze=10, hold=5),
+            guard=lambda uuid: GuardProcess(self.host.uri, uuid, freeze=10, hold=5),
         )
-        self.source.start()
 
     def ask(self, command: str, **arguments: object) -> object:
         words = {"execute": command, "arguments": arguments}
@@ -54,7 +57,7 @@ class Replicated:
         return self.ask("guest-fsfreeze-status") == "frozen"
 
     def freezing(self) -> bool:
-        return memory.read(self.places.of(self.uuid).memory).freezing
+        return self.places.of(self.uuid).freezing.exists()
 
     def size_written(self) -> int:
         """Grows as long as the guest writes."""
@@ -136,6 +139,7 @@ def test_a_guest_is_thawed_when_who_froze_it_is_killed_or_hangs(replicated: Repl
 def test_a_guest_left_frozen_is_thawed_by_the_next_agent(replicated: Replicated):
     replicated.ask("guest-fsfreeze-freeze")
     assert replicated.frozen()
+    replicated.source = replicated.new_source()
     replicated.source.start()
     until("the agent to thaw", lambda: not replicated.frozen() or None)
     replicated.wait_writes()

@@ -103,55 +103,61 @@ class Freezer:
     ) -> None:
         """`guard` arms one for a domain, or raises OSError."""
         self._vm_id, self._guest, self._note, self._guard = vm_id, guest, note, guard
-        self._asking = threading.Lock()  # held while a thread asks the guest
-        self._stop = threading.Event()
+        self._asking = threading.Lock()  # held while somebody freezes, or asks the guest whether it is frozen
+        self._again = threading.Event()  # it is to be asked once more: an answer may be older than the question
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[Quiet]:
         """Not longer than HOLD_SECONDS; what is seen in `problem` at the end of the block counts."""
-        if self._asking.locked():
+        if not self._asking.acquire(timeout=_ASK_SECONDS):
             yield Quiet("the guest has not answered yet since an earlier freeze failed")
             return
-        guest = self._guest()
+        thawed = True
         try:
-            guard = self._guard(guest.uuid)
-        except OSError as error:
-            yield Quiet(str(error))
-            return
-        found = Quiet()
-        self._note(True)
-        try:
+            guest = self._guest()
             try:
-                guest.fs_freeze(FREEZE_SECONDS)
-                guard.frozen()
-            except TwinsiteError as error:
-                found.problem = str(error)
-            yield found
+                guard = self._guard(guest.uuid)
+            except OSError as error:
+                yield Quiet(str(error))
+                return
+            found = Quiet()
+            self._note(True)
+            try:
+                try:
+                    guest.fs_freeze(FREEZE_SECONDS)
+                    guard.frozen()
+                except TwinsiteError as error:
+                    found.problem = str(error)
+                yield found
+            finally:
+                thawed = not found.problem and self._thaw(guest)
+                if not guard.disarm() and not found.problem:
+                    found.problem = "it took too long, so that its file systems were thawed before"
+                if thawed:
+                    self._note(False)
         finally:
-            thawed = not found.problem and self._thaw(guest)
-            if not guard.disarm() and not found.problem:
-                found.problem = "it took too long, so that its file systems were thawed before"
-            if thawed:
-                self._note(False)
-            else:
+            self._asking.release()
+            if not thawed:
                 self.settle()
 
     def settle(self) -> None:
         """Ask the guest in the background until it says that its file systems do not stand still; thaw them if."""
+        self._again.set()
         if self._asking.acquire(blocking=False):
             threading.Thread(target=self._settle, name="thaw", daemon=True).start()
 
-    def close(self) -> None:
-        self._stop.set()
-
     def _settle(self) -> None:
-        try:
-            if settle(self._guest, self._stop):
-                self._note(False)
-        except TwinsiteError as error:
-            _log.warning("freeze_unsettled", vm_id=self._vm_id, problem=str(error))
-        finally:
-            self._asking.release()
+        while True:
+            try:
+                self._again.clear()
+                if settle(self._guest, threading.Event()):
+                    self._note(False)
+            except TwinsiteError as error:
+                _log.warning("freeze_unsettled", vm_id=self._vm_id, problem=str(error))
+            finally:
+                self._asking.release()
+            if not self._again.is_set() or not self._asking.acquire(blocking=False):
+                return
 
     def _thaw(self, guest: Guest) -> bool:
         try:

@@ -1,7 +1,7 @@
 """What a VM's change source remembers over restarts: which cycle is confirmed, and which checkpoint it is."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,7 +55,6 @@ class Memory:
     tracking: bool = False
     anchor: Marked | None = None
     pending: Marked | None = None  # opened, neither acked nor discarded
-    freezing: bool = field(default=False)  # the guest's file systems may stand still
 
     def checkpoints(self) -> set[str]:
         """That are needed still."""
@@ -69,11 +68,11 @@ def read(path: Path) -> Memory:
     except FileNotFoundError:
         return Memory()
     if digest != blake3(document).hexdigest().encode():
-        return Memory(tracking=True, freezing=True)
+        return Memory(tracking=True)
     found: dict[str, Any] = json.loads(document)
     if found.get("version") != _VERSION:
-        return Memory(tracking=True, freezing=True)
-    return Memory(found["tracking"], _marked(found["anchor"]), _marked(found["pending"]), found["freezing"])
+        return Memory(tracking=True)
+    return Memory(found["tracking"], _marked(found["anchor"]), _marked(found["pending"]))
 
 
 def write(path: Path, memory: Memory) -> None:
@@ -84,7 +83,6 @@ def write(path: Path, memory: Memory) -> None:
             "tracking": memory.tracking,
             "anchor": _words(memory.anchor),
             "pending": _words(memory.pending),
-            "freezing": memory.freezing,
         }
     ).encode()
     replace(path, blake3(document).hexdigest().encode() + b"\n" + document)

@@ -31,6 +31,11 @@ class VmPlaces:
         return self.all.state / f"{self.name}.json"
 
     @property
+    def freezing(self) -> Path:
+        """There while the guest's file systems may stand still."""
+        return self.all.state / f"{self.name}.freezing"
+
+    @property
     def lock(self) -> Path:
         """Held by whoever has a point or a copy of the VM open."""
         return self.all.state / f"{self.name}.lock"

@@ -8,9 +8,9 @@ from typing import Final
 
 import structlog
 
+from hyperv_host_agent.changes import durable
 from hyperv_host_agent.changes.base import UNTRACKED, Anchor, SourceFailed, SourceUnavailable, Tracking
 from hyperv_host_agent.changes.bitmap import Bitmap, bytes_for
-from hyperv_host_agent.changes.durable import locked
 from hyperv_host_agent.hypervisors.libvirt import geometry
 from hyperv_host_agent.hypervisors.libvirt.describe import describe
 from hyperv_host_agent.hypervisors.libvirt.domain import Domain
@@ -101,7 +101,7 @@ class LibvirtChangeSource:
                 return
             self.rest()
             self._places.make()
-            with locked(self._places.lock) as free:
+            with durable.locked(self._places.lock) as free:
                 if not free:
                     return
                 domain = self._domain()
@@ -110,7 +110,7 @@ class LibvirtChangeSource:
                         _log.warning("stale_backup_ended", vm_id=self.vm_id)
                     # Once, for an agent that lost its memory; a later freeze that is not noted is another program's.
                     connected = not self._asked and 'state="connected"' in domain.xml().replace("'", '"')
-                    if self._memory().freezing or connected:
+                    if self._places.freezing.exists() or connected:
                         self._freezer.settle()
                     self._asked = True
                 else:
@@ -346,7 +346,7 @@ class LibvirtChangeSource:
 
     def _hold(self, held: contextlib.ExitStack) -> None:
         self._places.make()
-        if not held.enter_context(locked(self._places.lock, seconds=1.0)):
+        if not held.enter_context(durable.locked(self._places.lock, seconds=1.0)):
             raise SourceUnavailable(self.vm_id, "a point of it is open already, in another process")
 
     def _check_space(self) -> None:
@@ -423,10 +423,14 @@ class LibvirtChangeSource:
             self._remember(replace(known, anchor=anchor, pending=pending))
 
     def _note_freezing(self, freezing: bool) -> None:
-        with self._lock:
-            known = self._memory()
-            if known.freezing != freezing:
-                self._remember(replace(known, freezing=freezing))
+        """In a file of its own: the thread that asks a guest waits for no point, and no point for it."""
+        try:
+            if freezing:
+                durable.replace(self._places.freezing, b"")
+            else:
+                self._places.freezing.unlink(missing_ok=True)
+        except OSError as error:
+            raise SourceUnavailable(self.vm_id, f"a freeze cannot be noted: {error}") from error
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
