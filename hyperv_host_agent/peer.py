@@ -9,6 +9,7 @@ from hyperv_host_agent import wire
 from hyperv_host_agent.membership import Membership
 from hyperv_host_agent.replication.cycle import PROTOCOL, Committed, CycleHeader, TargetState, Unfinished, Wanted
 from hyperv_host_agent.replication.sending import CommitAcked, Durable
+from hyperv_host_agent.replication.stream import UnexpectedAck
 from twinsite.api.host.v1 import replication_pb2 as pb
 from twinsite.api.types.v1 import types_pb2
 from twinsite.channel import Call, Channel, dial
@@ -107,7 +108,7 @@ class Peer:
         """A stream on which the begin frame was sent. Raises TwinsiteError."""
         channel = await self._connected()
         call: Call = channel.stream_stream(f"/{_SERVICE}/Send", response_deserializer=pb.Ack.FromString)()
-        sending = Sending(number, call, self._clock)
+        sending = Sending(number, call, self._clock, resume_after=resume_after)
         await sending.write(wire.encode(wire.begin(header, resume_after=resume_after, grant=grant)))
         return sending
 
@@ -129,16 +130,18 @@ class Peer:
 
 
 class Sending:
-    def __init__(self, number: int, call: Call, clock: Clock) -> None:
+    def __init__(self, number: int, call: Call, clock: Clock, *, resume_after: int = 0) -> None:
         self.number = number
         self._call = call
         self._clock = clock
+        self._begun = resume_after  # the newest batch that the target may have
         self._written = self._acked = 0  # batches
         self._since = 0.0  # when the target began to owe an answer, or gave the last one
         self._said = clock.monotonic()  # when the last message was taken
 
     async def write(self, message: bytes, batch: int = 0) -> None:
         """Waits for flow control, which is the network and the target's disk. Raises TwinsiteError, Stalled."""
+        self._begun = max(self._begun, batch)
         try:
             async with asyncio.timeout(STALL_SECONDS):
                 await self._call.write(message)
@@ -153,10 +156,12 @@ class Sending:
         self._written = max(self._written, batch)
 
     async def acks(self) -> "AsyncIterator[Durable | CommitAcked]":
-        """Up to the commit. Raises TwinsiteError, StreamEnded."""
+        """Up to the commit. Raises TwinsiteError, StreamEnded, UnexpectedAck."""
         while (ack := await self._call.read()) is not grpc.aio.EOF:
             self._since = self._clock.monotonic()
             if ack.WhichOneof("ack") == "durable":
+                if ack.durable > self._begun:  # what is acked is let go of
+                    raise UnexpectedAck(f"batch {ack.durable}")
                 self._acked = ack.durable
                 yield Durable(self.number, ack.durable)
             else:

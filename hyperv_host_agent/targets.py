@@ -83,9 +83,9 @@ class Targets:
         """Tell the provider what the replica holds now."""
         try:
             held = await self._replicas.get(vm_id)
-            points = await held.run(held.replica.points)
-            lost = await held.run(held.replica.lost)
-            state = await held.run(held.replica.state)
+            replica = held.replica
+            # At once: a point that is committed between two looks would be told, and then told to be gone.
+            points, lost, state = await held.run(lambda: (replica.points(), replica.lost(), replica.state()))
         except NotFound:
             return
         except TwinsiteError as error:

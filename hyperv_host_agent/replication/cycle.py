@@ -92,7 +92,7 @@ class TargetState:
     term: int
     committed: Committed | None
     unfinished: Unfinished | None
-    wanted: tuple[Wanted, ...] = ()  # to be sent with the next cycle, whatever the index says
+    wanted: tuple[Wanted, ...] = ()  # to be sent with the next cycles, whatever the index says
     awaiting_seed: bool = False  # its base comes on media; the fingerprints of it are not known yet
     seed: bytes = b""  # which one: the id of its placeholder's cycle
     seed_after: int = 0  # cycles up to this number are older than the seed that came: no recovery points

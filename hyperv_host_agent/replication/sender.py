@@ -454,7 +454,7 @@ class Sender:
             case CommitAcked(committed=committed):
                 flight = self._flight
                 if flight is None or committed != flight.named or not stream.ended:
-                    return [*self._close(), *self._fail(UnexpectedAck(committed.number))]
+                    return [*self._close(), *self._fail(UnexpectedAck(f"cycle {committed.number}"))]
                 self._stream = None
                 self._progress.acked(event)
                 return self._arrived(flight)

@@ -9,12 +9,12 @@ from twinsite.errors import Failed
 
 
 class UnexpectedAck(Failed):
-    public = "the target acked cycle {error.number}, which it was not sent"
+    public = "the target acked {error.what}, which it was not sent"
     still_works = "nothing is taken for committed; the target is asked again"
     next_step = "update the older of the two host agents; if both are equal, report it"
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, what: str) -> None:
+        self.what = what
 
 
 @dataclass(slots=True)

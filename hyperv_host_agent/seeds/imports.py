@@ -1,6 +1,6 @@
 """The command `seed_import` at a target host: what the media hold becomes the base of the replica that waits for it.
 
-What is missing or damaged does not stop it: its clusters are wanted of the source, and come with the next cycle.
+What is missing or damaged does not stop it: its clusters are wanted of the source, and come with the next cycles.
 """
 
 from collections.abc import Sequence
@@ -258,7 +258,7 @@ class _Import:
         if lacking:
             count = sum(want.run.count for want in lacking)
             told.append(
-                f"{units.size(count * CLUSTER)} come over the network with the next cycle; until then nothing can be"
+                f"{units.size(count * CLUSTER)} come over the network with the next cycles; until then nothing can be"
                 " recovered"
             )
         return "; ".join(told)

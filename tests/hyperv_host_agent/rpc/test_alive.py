@@ -4,11 +4,15 @@ import asyncio
 from pathlib import Path
 from typing import cast
 
+import pytest
+
 from hyperv_host_agent import wire
 from hyperv_host_agent.peer import ALIVE_SECONDS, SILENCE_SECONDS, Sending
-from hyperv_host_agent.replication.sending import CommitAcked
+from hyperv_host_agent.replication.sending import CommitAcked, Durable
+from hyperv_host_agent.replication.stream import UnexpectedAck
 from tests.fakes.hand_source import target, zeros
 from tests.fakes.host_provider import eventually
+from twinsite.api.host.v1 import replication_pb2 as pb
 from twinsite.channel import Call
 from twinsite.clock import MovedClock
 
@@ -41,6 +45,22 @@ async def test_a_stream_on_which_nothing_goes_is_kept_alive() -> None:
     assert QUIET > SILENCE_SECONDS
     assert {*call.frames} == {"alive"}
     assert QUIET / ALIVE_SECONDS / 2 <= len(call.frames) <= QUIET / ALIVE_SECONDS
+
+
+class Claiming(Taking):
+    """A call whose peer says that it has more than it was sent."""
+
+    async def read(self) -> pb.Ack:
+        return pb.Ack(durable=3)
+
+
+async def test_an_ack_of_what_was_not_sent_lets_go_of_nothing() -> None:
+    sending = Sending(1, cast("Call", Claiming()), MovedClock(), resume_after=1)
+    await sending.write(zeros(2, count=8), 2)
+    with pytest.raises(UnexpectedAck, match="batch 3, which it was not sent"):
+        [ack async for ack in sending.acks()]
+    await sending.write(zeros(3, count=8), 3)
+    assert await anext(sending.acks()) == Durable(1, 3)
 
 
 async def test_a_target_takes_signs_of_life_for_nothing_else(tmp_path: Path) -> None:
