@@ -154,7 +154,14 @@ def _local(instant: datetime) -> str:
 
 def for_people(text: str) -> str:
     """With the instants that the coordinator and the hosts wrote in it, RFC 3339 in UTC, as `local` has them."""
-    return _INSTANT.sub(lambda found: _local(datetime.fromisoformat(found[0])), text)
+    return _INSTANT.sub(_for_people, text)
+
+
+def _for_people(found: re.Match[str]) -> str:
+    try:
+        return _local(datetime.fromisoformat(found[0]))
+    except (ValueError, OverflowError):  # somebody's name for something: there is no such instant
+        return found[0]
 
 
 def error(problem: TwinsiteError, exit_code: int, *, as_json: bool) -> None:

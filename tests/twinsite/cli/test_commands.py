@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from coordinator.inventory.model import Unknown
 from twinsite.api.coordinator.v1 import admin_pb2
 from twinsite.api.types.v1 import types_pb2
 from twinsite.cli.main import _NOUNS, main
@@ -444,3 +445,9 @@ def test_a_narrow_terminal_shows_what_is_done_how_fast_and_for_how_long(twinsite
         assert watching.wait(60) == 0
     os.close(ours)
     assert "100 MiB of 417 MiB  7.6 MiB/s  eta 41s" in shown.decode()
+
+
+def test_a_name_that_looks_like_an_instant_is_told_as_it_is(twinsite, fake):
+    fake.answers["Machines.Show"] = Unknown("vm", "2026-99-99T00:00:00Z")
+    ended = twinsite("vm", "show", "2026-99-99T00:00:00Z")
+    assert (ended.status, "vm 2026-99-99T00:00:00Z" in ended.err) == (5, True)
