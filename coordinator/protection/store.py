@@ -8,7 +8,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from coordinator.inventory.model import LARGEST
+from coordinator.inventory.model import LARGEST, POINTS
 from coordinator.protection import totals
 from coordinator.protection.model import Fence, Pair, Phase, Protected, recoverable
 from coordinator.protection.policy import Policy, RateRule, Tier
@@ -378,9 +378,15 @@ async def replace_points(
 
 async def change_points(
     connection: AsyncConnection, vm_id: str, host_id: str, fresh: Sequence[types_pb2.Point], gone: Sequence[int]
-) -> int:
-    """Put and remove single ones; how many the host has then, as far as is known."""
+) -> int | None:
+    """Put and remove single ones; how many the host has then, as far as is known.
+
+    None: nothing was changed, since there would be more than anybody tells.
+    """
     mine = (points.c.vm_id == vm_id, points.c.host_id == host_id)
+    count = sa.select(sa.func.count()).select_from(points).where(*mine)
+    if (await connection.scalar(count) or 0) + len(fresh) > 2 * POINTS:
+        return None
     stale = [cycle for cycle in (*gone, *(point.cycle for point in fresh)) if cycle <= LARGEST]
     for begin in range(0, len(stale), _AT_ONCE):
         await connection.execute(sa.delete(points).where(*mine, points.c.cycle.in_(stale[begin : begin + _AT_ONCE])))
@@ -388,7 +394,7 @@ async def change_points(
         values = {point.cycle: _point_values(point) for point in fresh}
         rows = [{"vm_id": vm_id, "host_id": host_id, "cycle": cycle, **value} for cycle, value in values.items()]
         await connection.execute(sa.insert(points), rows)
-    return await connection.scalar(sa.select(sa.func.count()).select_from(points).where(*mine)) or 0
+    return await connection.scalar(count) or 0
 
 
 async def put_point(connection: AsyncConnection, host_id: str, point: types_pb2.Point) -> None:

@@ -114,3 +114,16 @@ async def test_points_of_a_vm_the_host_has_nothing_to_do_with_any_more_are_forgo
     outbox.begin([])
     told = [(message.points.host_id, message.points.vm_id) for message in await outbox.next()]
     assert told == [("h-1", "vm-2"), ("h-2", "vm-1")]
+
+
+async def test_a_host_cannot_tell_of_more_points_than_the_coordinator_can_be_told():
+    outbox = Outbox()
+    outbox.points("h-1", "vm-1", [types_pb2.Point(cycle=1)])
+    large = [types_pb2.Point(cycle=cycle, name="n" * 1000_000) for cycle in (2, 3, 4, 5)]
+    took = [
+        outbox.points_changed("h-1", "vm-1", [point], [], total=number) for number, point in enumerate(large, start=2)
+    ]
+    assert took == [True, True, True, False]
+    outbox.begin([])
+    (told,) = await outbox.next()
+    assert [point.cycle for point in told.points.points] == [1, 2, 3, 4]

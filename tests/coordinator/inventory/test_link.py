@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from coordinator.inventory.model import POINTS
 from tests.fakes.control_plane import EMPTY
 from tests.fakes.scene import Scene
 from tests.fakes.site import FakeSite, machine, until
@@ -177,6 +178,26 @@ async def test_points_are_told_as_changes_and_asked_for_whole_when_these_do_not_
     sites.b.send_changes(target, vm_id)  # a removal was missed
     await listed(third, third + 1)
     assert len(sites.b.points_asked) == asked + 1
+
+
+async def test_changes_never_add_up_to_more_points_than_can_be_told_whole(sites: Scene):
+    await sites.protect()
+    target, vm_id = sites.target, sites.vm.id
+    known = target.points[vm_id]
+    asked = len(sites.b.points_asked)
+    for part in (1, 2):
+        fresh = [types_pb2.Point.FromString(known[-1].SerializeToString()) for _ in range(POINTS)]
+        for number, point in enumerate(fresh):
+            point.cycle = part * POINTS + number
+        told = link_pb2.Points(host_id=target.id, vm_id=vm_id, points=fresh, changes=True)
+        told.total = len(known) + part * POINTS
+        sites.b.send(link_pb2.FromProvider(points=told))
+    await until(lambda: len(sites.b.points_asked) > asked)
+
+    async def only_what_there_is() -> bool:
+        return await sites.points() == [point.cycle for point in reversed(known) if point.consistency != "none"]
+
+    await until(only_what_there_is)
 
 
 async def test_nobody_speaks_for_the_hosts_of_another_server(sites: Scene):
