@@ -71,7 +71,14 @@ class LibvirtSource(LibvirtMachine):
             self.guest.up()
             url = f"http://{self.guest.address(self.network)}/cgi-bin/state"
         program = (sys.executable, "-I", str(_WATCH), url, str(self._seen()))
-        self.watch = subprocess.Popen(self.guest.host.machine.inside(*program), start_new_session=True)
+        nowhere = subprocess.DEVNULL  # it outlives us when the laboratory stays
+        self.watch = subprocess.Popen(
+            self.guest.host.machine.inside(*program),
+            stdin=nowhere,
+            stdout=nowhere,
+            stderr=nowhere,
+            start_new_session=True,
+        )
 
     def newest_record(self, *, before: float = float("inf")) -> int:
         lines = (line.split() for line in self._seen().read_text().splitlines())
@@ -112,6 +119,7 @@ class LibvirtSites:
 
     lab: Lab
     held: bool = True
+    number: int = 2  # of hosts; those after the second are no site's
     hosts: Hosts | None = None
     source: LibvirtSource | None = None
 
@@ -125,7 +133,7 @@ class LibvirtSites:
             system = guest_image.build()
             kind = accelerator(system)
             self.hosts = Hosts(self._root(), held=self.held)
-            self.hosts.boot()
+            self.hosts.boot(self.number)
             self.lab.lay_out(host_settings={site: host_settings(self.hosts, self.lab, site) for site in SITES})
             network = self.hosts.network("a", LAN)
             first = self.lab.root / "first.img"

@@ -7,15 +7,14 @@ import signal
 from pathlib import Path
 from typing import Final
 
-from deploy.lab import guest_image
-from deploy.lab.accelerator import accelerator
-from deploy.lab.guest import Guest
-from deploy.lab.hosts import LAN, Hosts, running_below
+from demo.lab import CommandFailed, Lab
+from demo.libvirt_sites import LibvirtSites
+from demo.process import ProgramFailed
+from deploy.lab.hosts import Hosts, running_below
 from deploy.lab.machine import LabFailed, until
-from twinsite.units import MiB
 
 VM: Final = "web01"
-_DISKS: Final = {"vda": 256 * MiB, "vdb": 256 * MiB}
+_FREQUENCY: Final = "5s"
 
 
 def up(root: Path, number: int) -> str:
@@ -24,18 +23,26 @@ def up(root: Path, number: int) -> str:
         raise LabFailed(f"there is a laboratory in {root} already: make lab-down")
     with contextlib.ExitStack() as undo:
         undo.callback(down, root)
-        hosts = Hosts(root, held=False)
-        hosts.boot(number)
-        image = guest_image.build()
-        made = Guest.define(
-            hosts["a"], image, VM, network=hosts.network("a", LAN), sizes=_DISKS, accelerator=accelerator(image)
-        ).up()
-        address = made.address(hosts.network("a", LAN))
+        lab = Lab(root)
+        sites = LibvirtSites(lab, held=False, number=number)
+        try:
+            source, _ = sites.prepare(VM, None)
+            source.start()
+            where = source.answers()
+            lab.up(frequency=_FREQUENCY)
+            until("the VM to be seen", lambda: any(v["name"] == VM for v in lab.json("vm", "list")["items"]) or None)
+            lab.cli("vm", "protect", VM, "--pair", "gold-a:gold-b", "-y")
+        except (ProgramFailed, CommandFailed) as error:
+            raise LabFailed(str(error)) from error
+        hosts = list(Hosts.found(root / "sites"))
         undo.pop_all()
-    lines = [f"virsh -c '{host.uri}' list --all        # {host.name}" for host in hosts]
+    lines = [f"{VM} {where} of host-a and is replicated to host-b every {_FREQUENCY}. Explore:"]
+    lines += [f"  virsh -c '{host.uri}' list --all        # {host.name}" for host in hosts]
     lines += [
-        f"{' '.join(hosts['a'].machine.inside('bash'))}        # a shell on host-a; the guest is http://{address}/log",
-        "make lab-down",
+        f"  {' '.join(hosts[0].machine.inside('bash'))}        # a shell on host-a",
+        f"  export TWINSITE_HOME={lab.root}/login PATH={Path('.venv/bin').absolute()}:$PATH",
+        f"  twinsite vm show {VM}",
+        "End it: make lab-down",
     ]
     return "\n".join(lines)
 
@@ -43,7 +50,7 @@ def up(root: Path, number: int) -> str:
 def status(root: Path) -> str:
     """A line for each host and each of its domains."""
     lines = []
-    for host in Hosts.found(root):
+    for host in Hosts.found(root / "sites"):
         lines.append(f"{host.name}: {'up' if host.machine.up else 'down'}")
         if host.machine.up:
             lines += [f"  {name}: {host.state(name)}" for name in host.virsh("list", "--all", "--name").split()]
@@ -52,7 +59,7 @@ def status(root: Path) -> str:
 
 def down(root: Path) -> None:
     """Processes, namespaces with all that is in them, files; repeatable. Raises LabFailed when something stays."""
-    Hosts.found(root).remove()
+    Hosts.found(root / "sites").remove()
     for pid in running_below(root):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

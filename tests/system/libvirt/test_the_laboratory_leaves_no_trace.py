@@ -13,7 +13,7 @@ from deploy.lab.hosts import Hosts, running_below
 from deploy.lab.machine import LabFailed, command_line, run, until
 from tests.fakes.libvirt_host import need_libvirt
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def root() -> Iterator[Path]:
 
 
 def lab(verb: str, root: Path, *, check: bool = True) -> str:
-    return run(sys.executable, "-m", "deploy.lab", "--root", str(root), verb, timeout=200, check=check)
+    return run(sys.executable, "-m", "deploy.lab", "--root", str(root), verb, timeout=300, check=check)
 
 
 def surroundings() -> dict[str, object]:
@@ -41,15 +41,16 @@ def surroundings() -> dict[str, object]:
 
 
 def inside(root: Path) -> list[int]:
-    return [pid for host in Hosts.found(root) for pid in host.machine.processes().values()]
+    return [pid for host in Hosts.found(root / "sites") for pid in host.machine.processes().values()]
 
 
 def test_a_laboratory_with_a_running_guest_goes_away_whole(root):
     before = surroundings()
     lab("up", root)
     assert "web01: running" in lab("status", root)
-    pids = inside(root)
-    assert len(pids) >= 9, "QEMU, and per host the first process, libvirtd, virtlogd, two dnsmasq"
+    assert len(running_below(root)) >= 5, "the coordinator, per site a provider and a host agent"
+    pids = inside(root) + running_below(root)
+    assert len(pids) >= 9, "QEMU, and per host the first process, libvirtd, virtlogd, two dnsmasq; the programs"
     with pytest.raises(LabFailed, match="already"):
         lab("up", root)
     lab("down", root)
@@ -63,7 +64,7 @@ def test_a_laboratory_with_a_running_guest_goes_away_whole(root):
 def test_a_laboratory_that_was_killed_while_it_came_up_goes_away_whole(root):
     before = surroundings()
     up = subprocess.Popen([sys.executable, "-m", "deploy.lab", "--root", str(root), "up"], stdout=subprocess.DEVNULL)
-    pids = until("the second host to run", lambda: (root / "host-b" / "pid").exists() and inside(root))
+    pids = until("the second host to run", lambda: (root / "sites" / "host-b" / "pid").exists() and inside(root))
     up.kill()
     up.wait()
     lab("down", root)
@@ -73,7 +74,7 @@ def test_a_laboratory_that_was_killed_while_it_came_up_goes_away_whole(root):
 
 
 def test_a_host_without_power_is_shown_and_goes_away_with_the_others(root):
-    hosts = Hosts(root, held=False)
+    hosts = Hosts(root / "sites", held=False)
     hosts.boot()
     hosts["a"].power_off()
     shown = lab("status", root)
