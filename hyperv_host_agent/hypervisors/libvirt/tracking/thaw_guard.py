@@ -11,9 +11,11 @@ import threading
 from typing import Final
 
 from hyperv_host_agent.hypervisors.libvirt.binding import Connection
+from hyperv_host_agent.hypervisors.libvirt.errors import NotThere
 from hyperv_host_agent.hypervisors.libvirt.tracking import freezing
+from twinsite.errors import TwinsiteError
 
-_GIVE_UP_SECONDS: Final = 600.0
+_GIVE_UP_SECONDS: Final = 60.0
 _FREEZE_SLACK: Final = 2.0
 
 
@@ -28,8 +30,18 @@ def main(uri: str, uuid: str, freeze: float, hold: float) -> int:
     if said == b"done\n":
         return 0
     stop = threading.Event()
-    threading.Timer(_GIVE_UP_SECONDS, stop.set).start()
-    freezing.settle(lambda: domain, stop)
+    timer = threading.Timer(_GIVE_UP_SECONDS, stop.set)
+    timer.daemon = True
+    timer.start()
+    while not stop.is_set():
+        try:
+            freezing.settle(lambda: domain, stop)
+        except NotThere:
+            break
+        except TwinsiteError:
+            stop.wait(1.0)  # the daemon is away
+        else:
+            break
     return 1
 
 
