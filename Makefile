@@ -30,8 +30,9 @@ types: $(STAMP)
 arrows: $(STAMP)
 	$(VENV)/bin/lint-imports
 
-soak: $(STAMP)  ## The simulator on 20 000 seeds; a seed that fails becomes a line of tests/simulation/corpus.txt
-	$(PYTHON) -m tests.simulation 0 20000
+soak: $(STAMP) system-packages  ## The simulator on 20 000 seeds, then every file call of the store failing in turn; hours
+	$(PYTHON) -m tests.simulation 0 20000  # a seed that fails becomes a line of tests/simulation/corpus.txt
+	TWINSITE_EVERY_CALL=1 $(PYTHON) -m pytest -n 2 tests/hyperv_host_agent/store/test_every_fault_of_the_store.py
 
 bench: $(STAMP)  ## Every figure against its peer and the limit, one line each
 	@deploy/system-packages bench

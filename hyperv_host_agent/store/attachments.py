@@ -84,7 +84,5 @@ class Attachments:
         with self._catalog.lock:
             used = {(disk.geometry.id, disk.at) for disk in self._inside()}
         for disk_id, at in self._views - used:
-            directory = self._catalog.directory / disk_id
-            files.remove_file(directory / views.view_name(at))
-            files.sync_directory(directory)
+            files.remove_durably(self._catalog.directory / disk_id / views.view_name(at))
             self._views.discard((disk_id, at))

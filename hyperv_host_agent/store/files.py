@@ -99,6 +99,20 @@ def remove_file(path: Path) -> None:
         path.unlink()
 
 
+def remove_durably(*paths: Path) -> None:
+    """Remove files of one directory, those that are there, in this order. Raises OSError.
+
+    It may be called again then: a name changes each time, since repeating a sync that failed would prove nothing.
+    """
+    there = [path for path in paths if path.exists()]
+    if not there:
+        there = [paths[0].with_name(paths[0].name + ".tmp")]
+        there[0].touch(mode=0o600)
+    for path in there:
+        path.unlink()
+    sync_directory(paths[0].parent)
+
+
 def seal(document: Mapping[str, object]) -> bytes:
     """A JSON document that carries the digest of itself."""
     body = json.dumps(document, sort_keys=True, separators=(",", ":"))

@@ -112,8 +112,10 @@ class Keeps:
             self._marks[mark.cycle] = mark
             self._lost.pop(mark.cycle, None)
         else:
-            self.forget([mark.cycle])
-            files.sync_directory(self._directory)
+            path = self._path(mark.cycle)
+            files.remove_durably(copies.copy_path(path), path)
+            self._marks.pop(mark.cycle, None)
+            self._lost.pop(mark.cycle, None)
 
     def _path(self, cycle: int) -> Path:
         return self._directory / f"{cycle:06}.json"

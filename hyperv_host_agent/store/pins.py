@@ -50,8 +50,7 @@ class Pins:
 
     def remove(self, owner: str) -> None:
         if owner in self._cycles:
-            copies.remove(self._directory / owner)
-            files.sync_directory(self._directory)
+            files.remove_durably(copies.copy_path(self._directory / owner), self._directory / owner)
             del self._cycles[owner]
             self._lost.discard(owner)
 

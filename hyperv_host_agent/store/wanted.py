@@ -73,8 +73,7 @@ class WantedRuns:
         if self._runs:
             copies.write(self._path, _document(self._runs))
         else:
-            copies.remove(self._path)
-            files.sync_directory(self._path.parent)
+            files.remove_durably(copies.copy_path(self._path), self._path)
 
 
 def _decode(document: dict[str, Any]) -> dict[str, list[Run]]:
