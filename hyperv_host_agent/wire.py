@@ -140,6 +140,7 @@ def begin(header: CycleHeader, *, resume_after: int, grant: types_pb2.SignedDocu
         resume_after=resume_after,
         grant=grant,
         placeholder=header.placeholder,
+        compared=header.compared,
     )
     frame.instant.CopyFrom(timestamp(header.instant))
     return pb.FrameHeader(begin=frame)
@@ -172,6 +173,7 @@ def cycle_of(frame: pb.Begin, vm_id: str) -> CycleHeader:
         machine=frame.machine.SerializeToString(deterministic=True),
         parent_id=frame.parent_id,
         placeholder=frame.placeholder,
+        compared=frame.compared,
     )
 
 

@@ -4,8 +4,12 @@ import os
 from collections.abc import Callable, Generator
 
 import pytest
+from hypothesis import settings
 
 from demo.ports import free_port
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes is no promise, and machines are busy
+settings.load_profile("untimed")
 
 
 @pytest.hookimpl(wrapper=True)

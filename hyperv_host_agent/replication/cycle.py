@@ -41,6 +41,7 @@ class CycleHeader:
     machine: bytes = b""  # serialized types.v1.Machine at that instant
     parent_id: bytes = b""  # id of the parent cycle: the same number may have been committed by another attempt
     placeholder: bool = False  # an INITIAL cycle without content: that comes on media
+    compared: bool = False  # what the source believes its target has is left out of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,9 @@ def check_header(header: CycleHeader, state: TargetState, granted: tuple[DiskGeo
         raise WrongPlace(f"it stands on another cycle than {number} here")
     if header.kind is Kind.INITIAL and number:
         raise WrongPlace(f"an initial copy came, but cycle {number} is here")
+    if header.compared and state.awaiting_seed:
+        # It had one when the source last asked, and was restored to before that; another may hold other things.
+        raise WrongPlace("it relies on a seed that is awaited here")
 
 
 def check_resume(header: CycleHeader, state: TargetState, resume_after: int) -> None:

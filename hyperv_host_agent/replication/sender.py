@@ -338,6 +338,7 @@ class Sender:
             machine=event.machine,
             parent_id=parent.id if parent else b"",
             placeholder=plan.placeholder,
+            compared=plan.suppress,
         )
 
     def _take_part(self, batches: tuple[Ready, ...]) -> list[Action]:

@@ -164,6 +164,7 @@ def _header(header: CycleHeader) -> dict[str, object]:
         "disks": _disks(header.disks),
         "machine": header.machine.hex(),
         "placeholder": header.placeholder,
+        "compared": header.compared,
     }
 
 

@@ -101,7 +101,7 @@ gaps = st.lists(st.one_of(st.floats(1, 120), st.floats(600, 90_000), st.floats(-
     st.sets(st.integers(1, 120)),
     st.sets(st.integers(1, 120)),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_choices_are_stable_and_what_must_stay_stays(gaps, additional, tiers, pinned, copies):
     points, instant = [], 1_700_000_000.0
     for number, gap in enumerate(gaps, 1):

@@ -74,7 +74,7 @@ def sent(bucket: Bucket, message: int, start: float, end: float, *, slept_late: 
         count += message
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.sampled_from([1 * MB, 10 * MB, 200 * MB]),
     st.floats(0.1, 1.0),

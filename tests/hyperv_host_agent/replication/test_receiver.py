@@ -152,6 +152,15 @@ def test_a_newer_stream_takes_over():
     assert receiver.handle(batch(1, stream=1), 0.0) == []
 
 
+def test_what_relies_on_a_seed_is_refused_by_a_target_that_awaits_it():
+    restored = replace(STATE, awaiting_seed=True)
+    compared = replace(HEADER, compared=True)
+    refused = only_error(Receiver("vm", restored).handle(began(header=compared), 0.0))
+    assert isinstance(refused, WrongPlace)
+    assert Receiver("vm", restored).handle(began(), 0.0) == [say.Begin(1, HEADER, 0)]
+    assert Receiver("vm", STATE).handle(began(header=compared), 0.0) == [say.Begin(1, compared, 0)]
+
+
 def test_a_stream_that_is_not_entitled_takes_nothing_over():
     receiver = receiving()
     refuse = only_error(receiver.handle(began(stream=2, header=replace(HEADER, number=9, parent=8)), 0.0))
