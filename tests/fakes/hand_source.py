@@ -68,9 +68,9 @@ class Source:
         sending = await self.peer.send(1, header, 0, document)
         try:
             digest = bytes(16)
-            for message in messages:
+            for number, message in enumerate(messages, 1):
                 digest = wire.chain(digest, message)
-                await sending.write(message)
+                await sending.write(message, number)
             await sending.write(wire.encode(wire.end(len(messages), digest)))
             async for ack in sending.acks():
                 if isinstance(ack, CommitAcked):

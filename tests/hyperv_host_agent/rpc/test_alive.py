@@ -68,10 +68,10 @@ async def test_a_target_takes_signs_of_life_for_nothing_else(tmp_path: Path) -> 
         header, alive = source.header(), wire.encode(wire.alive())
         sending = await source.peer.send(1, header, 0, source.grant())
         digest = bytes(16)
-        for message in (zeros(1, count=8), zeros(2, start=8, count=8)):
+        for number, message in enumerate((zeros(1, count=8), zeros(2, start=8, count=8)), 1):
             await sending.write(alive)
             digest = wire.chain(digest, message)
-            await sending.write(message)
+            await sending.write(message, number)
         await sending.write(wire.encode(wire.end(2, digest)))
         (committed,) = [ack async for ack in sending.acks() if isinstance(ack, CommitAcked)]
         assert committed.committed.id == header.id

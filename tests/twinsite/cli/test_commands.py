@@ -3,9 +3,11 @@
 import asyncio
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pty
+import signal
 import stat
 import struct
 import subprocess
@@ -129,13 +131,18 @@ def test_ctrl_c_while_waiting_detaches_and_never_cancels(twinsite, fake, home):
 
     fake.answers["Jobs.Watch"] = [never]
     command = [sys.executable, "-m", "twinsite.cli", "--home", str(home), "job", "watch", "j-00000001"]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 20
-    while not fake.requests("Jobs.Watch"):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    child.send_signal(2)
-    _, err = child.communicate(timeout=20)
+    # A shell that starts the tests in the background has them ignore Ctrl-C, and what they start inherits that.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as child:  # noqa: PLW1509  # before exec
+        try:
+            deadline = time.monotonic() + 20
+            while not fake.requests("Jobs.Watch"):
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            child.send_signal(signal.SIGINT)
+            _, err = child.communicate(timeout=20)
+        finally:
+            child.kill()
     assert child.returncode == 130
     assert "Job j-00000001 continues" in err
     assert "Traceback" not in err
