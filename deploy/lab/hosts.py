@@ -93,6 +93,8 @@ class Hosts:
         if self._switch is not None:
             self._switch.power_off()
         shutil.rmtree(self.root / "switch", ignore_errors=True)
+        with contextlib.suppress(OSError):  # it may hold what is not of hosts
+            self.root.rmdir()
 
 
 def running_below(root: Path) -> list[int]:

@@ -75,7 +75,10 @@ class FakeHost:
         async with self.channel() as channel, asyncio.TaskGroup() as group:
             call = self._call = rpc.HostLinkStub(channel).Connect()
             status = types_pb2.HostStatus(host_id=self.id, name=self.name, hypervisor="embedded")
-            await self.say(pb.FromHost(status=status))
+            try:
+                await self.say(pb.FromHost(status=status))
+            except TwinsiteError as refused:  # before the first word was out; the reader is told the same
+                self.ended = refused
             reader = group.create_task(self._read(call))
             try:
                 yield self
@@ -114,7 +117,7 @@ class FakeHost:
                     case "cancel" if message.cancel.id not in self.results:
                         error = types_pb2.ErrorDetail(code="CANCELLED", message="rolled back")
                         await self.finish(commands_pb2.CommandResult(id=message.cancel.id, ok=False, error=error))
-            self.ended = Unreachable()
+            self.ended = self.ended or Unreachable()
         except TwinsiteError as error:
             self.ended = error
 
