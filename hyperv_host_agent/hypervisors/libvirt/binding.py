@@ -164,5 +164,7 @@ class Connection:
             for listener in listeners:
                 try:
                     listener(event)
-                except Exception:
+                except (
+                    Exception
+                ):  # the top of this thread; the other listeners, and the next event, are told all the same
                     log.exception("event of libvirt not handled", vm=event.vm_id, happening=event.happening.value)

@@ -2,12 +2,13 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from demo.lab import until
 from deploy.lab.libvirt_host import LibvirtHost
 from hyperv_host_agent.hypervisors.base import MachineFailed, MachineFenced, Native, Obstacles, Power, Purpose, Severity
 from hyperv_host_agent.hypervisors.description import from_proto, native_of
@@ -29,13 +30,6 @@ def rig(kvm_host: LibvirtHost, connection: Connection, tmp_path: Path) -> Iterat
     made = LibvirtRig(kvm_host, connection, tmp_path)
     yield made
     made.close()
-
-
-def eventually(what: str, check: Callable[[], bool], seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, f"{what} did not happen"
-        time.sleep(0.05)
 
 
 def attached(rig: LibvirtRig, vm_id: str) -> tuple[AttachedDisk, ...]:
@@ -196,7 +190,7 @@ def test_a_fenced_vm_that_somebody_starts_is_stopped_at_once(rig: LibvirtRig):
     guest = IdleGuest.define(rig.host, "web01")
     rig.hypervisor.fence(guest.uuid, 3)
     rig.host.virsh("start", "web01", check=False)  # it may be stopped before it has started
-    eventually("the stop", lambda: rig.hypervisor.machine(guest.uuid).power is Power.STOPPED)
+    until("the stop", lambda: rig.hypervisor.machine(guest.uuid).power is Power.STOPPED)
     rig.hypervisor.unfence(guest.uuid)
     guest.start()
     assert rig.hypervisor.machine(guest.uuid).power is Power.RUNNING
@@ -210,10 +204,10 @@ def test_a_fence_outlives_the_agent_and_libvirt(kvm_host: LibvirtHost, connectio
     guest.start()
     again = Connection(kvm_host.uri)
     hypervisor = LibvirtRig(kvm_host, again, tmp_path).hypervisor
-    eventually("the stop", lambda: hypervisor.machine(guest.uuid).power is Power.STOPPED)
+    until("the stop", lambda: hypervisor.machine(guest.uuid).power is Power.STOPPED)
     kvm_host.restart_libvirtd()
     kvm_host.virsh("start", "web01", check=False)
-    eventually("the stop", lambda: kvm_host.state("web01") == "shut off")
+    until("the stop", lambda: kvm_host.state("web01") == "shut off")
     hypervisor.close()
 
 
